@@ -1,0 +1,20 @@
+"Read the package's metadata from settings.ini, its one source."
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import setup
+
+here = Path(__file__).parent
+ini = ConfigParser(delimiters=['='])
+ini.read(here/'settings.ini', encoding='utf-8')
+cfg = ini['DEFAULT']
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('dev', 'accel')}
+
+setup(
+    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
+    author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', license_files=['LICENSE'],
+    long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
+    packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['sample/*']}, include_package_data=False,
+    python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(), extras_require=extras,
+    entry_points={'console_scripts': cfg['console_scripts'].split()},
+    classifiers=['Programming Language :: Python :: 3', 'Programming Language :: Python :: 3 :: Only'],
+    zip_safe=False)
