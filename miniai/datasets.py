@@ -48,14 +48,14 @@ class DataSource(NamedTuple):
         return f'Fashion-MNIST from {self.folder or _hub} ({self.name})'
 
 def data_source(
-    path=None, # Folder with the four IDX .gz files, or the word `sample`; None looks in the usual places
+    path=None, # Folder with the four IDX .gz files, or `sample`, or `full` for the usual places but not the sample; None looks in the usual places
     sample=False # Use the sample that ships with the package?
 )->DataSource:
     "The first place that Fashion-MNIST is to be had from"
     env = os.environ.get('MINIAI_DATA')
-    if sample or 'sample' in (path, env if path is None else None): return DataSource('sample', Path(files('miniai')/'sample'))
-    if path is not None: return DataSource('the path given', Path(path))
-    if env: return DataSource('$MINIAI_DATA', Path(env))
+    if sample or path=='sample' or path is None and env=='sample': return DataSource('sample', Path(files('miniai')/'sample'))
+    if path not in (None,'full'): return DataSource('the path given', Path(path))
+    if env and env!='sample': return DataSource('$MINIAI_DATA', Path(env))
     return DataSource('system folder', _system) if _system.exists() else DataSource('Hugging Face hub', None)
 
 # %% ../nbs/05_datasets.ipynb #07fb6ab9
@@ -90,9 +90,9 @@ def _from_hub():
         raise FileNotFoundError(f'Fashion-MNIST is nowhere to be found. {tried} {_remedy}') from e
     finally: config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = offline
 
-# %% ../nbs/05_datasets.ipynb #590cc520
+# %% ../nbs/05_datasets.ipynb #d56dd02c
 def fashion_arrays(
-    path=None, # Folder, or the word `sample`; None looks in the usual places
+    path=None, # Folder, or `sample` or `full`; None looks in the usual places
     sample=False # Use the sample that ships with the package?
 )->dict: # Split name to (images, labels), `uint8` arrays of shape (n,28,28) and (n,)
     "Fashion-MNIST as arrays of bytes"
@@ -100,9 +100,9 @@ def fashion_arrays(
     if src.folder: return _read_folder(src.folder, src.name)
     return {k: (np.stack([np.asarray(im) for im in d['image']]), np.array(d['label'], dtype=np.uint8)) for k,d in _from_hub().items()}
 
-# %% ../nbs/05_datasets.ipynb #896e91dd
+# %% ../nbs/05_datasets.ipynb #8702fe4d
 def fashion_mnist(
-    path=None, # Folder, or the word `sample`; None looks in the usual places
+    path=None, # Folder, or `sample` or `full`; None looks in the usual places
     sample=False # Use the sample that ships with the package?
 ): # `DatasetDict` with the splits train and test, columns image and label
     "Fashion-MNIST as a Hugging Face `DatasetDict`"
@@ -280,9 +280,9 @@ def _check_bs(bs):
 
 def _seed(seed): return torch.randint(2**32, ()).item() if seed is None else seed
 
-# %% ../nbs/05_datasets.ipynb #74d7d6d4
+# %% ../nbs/05_datasets.ipynb #967288ed
 def fashion_tensors(
-    path=None, # Folder, or the word `sample`; None looks in the usual places
+    path=None, # Folder, or `sample` or `full`; None looks in the usual places
     sample=False, # Use the sample that ships with the package?
     device=None # Where to keep them; None is `def_device`
 )->dict: # Split name to (images `uint8` (n,1,28,28), labels `int64` (n,))
