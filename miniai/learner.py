@@ -524,8 +524,8 @@ class LRFind:
         self.lrs,self.losses = lrs,losses
         self.smooth = _smooth(losses)
         low = max(int(np.argmin(self.smooth)), 2)
-        drop = self.smooth[:low].max()-.05*(self.smooth[:low].max()-self.smooth[low])
-        begin = max(i for i in range(low) if self.smooth[i]>=drop)
+        top = self.smooth[:low].max()
+        begin = max(i for i in range(low) if self.smooth[i]>=top-.05*max(0, top-self.smooth[low]))
         slopes = np.gradient(self.smooth[begin:low+1], np.log(lrs[begin:low+1]))
         self.steep = lrs[begin+int(np.argmin(slopes))]
         self.valley = lrs[begin+round((low-begin)*2/3)]

@@ -1,0 +1,96 @@
+"miniai-train, as somebody types it"
+import csv, json, os, subprocess, sys, pytest, torch
+from pathlib import Path
+from miniai.recipes import *
+from conftest import FULL
+
+KEYS = 'recipe model seed epochs accuracy tta_accuracy loss train_accuracy seconds device threads torch date commit'.split()
+FILES = ['history.png','log.csv','mistakes.png','model.pt','result.json']
+
+def cmd(*args, **env):
+    full = {k: v for k,v in {**os.environ, **env}.items() if v is not None}
+    return subprocess.run([sys.executable, '-m', 'miniai.recipes', *map(str, args)], capture_output=True, text=True, env=full)
+
+def fails(*args, words, **env):
+    res = cmd(*args, **env)
+    assert res.returncode!=0 and 'Traceback' not in res.stderr, res.stderr
+    for w in words: assert w in res.stderr, res.stderr
+
+def test_a_run_on_the_sample(tmp_path):
+    res = cmd('--epochs', 2, '--data', 'sample', '--out', tmp_path, '--seed', 3, '--threads', 1)
+    assert res.returncode==0, res.stderr
+    first,*_,last = res.stdout.splitlines()
+    assert first=='conv, 2 epochs on cpu, 1 threads: Fashion-MNIST, the small sample that ships with miniai; 4,000 images to train, 1,000 to validate'
+    assert 'the lesson' not in last and 'on the sample' in last
+    run = tmp_path/'conv-2ep-seed3-sample'
+    assert sorted(f.name for f in run.iterdir())==FILES and str(run) in last
+    r = json.loads((run/'result.json').read_text())
+    assert list(r)==[*KEYS,'images'] and r['images']==4000 and f"{r['accuracy']:.4f}" in last
+    rows = list(csv.DictReader((run/'log.csv').open()))
+    assert len(rows)==2 and round(float(rows[-1]['valid_accuracy']),5)==r['accuracy']
+    m = models['conv']()
+    m.load_state_dict(torch.load(run/'model.pt', weights_only=True))
+    for f in 'history.png','mistakes.png': assert (run/f).read_bytes()[:4]==b'\x89PNG'
+
+def test_the_same_again(tmp_path):
+    runs = [train_recipe('base', epochs=1, data='sample', out=tmp_path/o, seed=5) for o in 'ab']
+    assert runs[0]['loss']==runs[1]['loss']
+    states = [torch.load(tmp_path/o/'base-1ep-seed5-sample/model.pt', weights_only=True) for o in 'ab']
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+def test_held_out_images_are_not_the_test_set(tmp_path):
+    res = train_recipe('base', epochs=1, data='sample', out=tmp_path, valid=500)
+    assert res['valid']==500 and res['images']==3500 and (tmp_path/'base-1ep-seed42-valid500-sample').is_dir()
+
+@pytest.mark.full
+def test_full_data_is_found_and_compared(tmp_path):
+    res = cmd('--recipe', 'base', '--out', tmp_path, '--batch-size', 4096, MINIAI_DATA=None)
+    assert '60,000 images to train, 10,000 to validate' in res.stdout, res.stderr
+    r = json.loads((tmp_path/'base-5ep-seed42/result.json').read_text())
+    assert r['accuracy']>.8 and list(r)==KEYS
+
+def test_auto_without_full_data_says_so(tmp_path, monkeypatch, capsys):
+    import miniai.datasets as d
+    monkeypatch.delenv('MINIAI_DATA', raising=False)
+    monkeypatch.setattr(d, '_system', tmp_path/'nothing')
+    monkeypatch.setattr(d, '_hub', 'miniai/no-such-data-set')
+    train_recipe('base', epochs=1, out=tmp_path)
+    out = capsys.readouterr().out
+    assert out.startswith('No full Fashion-MNIST was found, so this trains on the small sample') and 'the lesson' not in out
+    with pytest.raises(FileNotFoundError, match='nowhere to be found'): train_recipe('base', epochs=1, out=tmp_path, data='full')
+
+def test_a_folder_that_is_not_there_is_never_replaced_by_the_sample(tmp_path):
+    fails('--data', '/nowhere', '--out', tmp_path, words=['/nowhere','not a folder'])
+    fails('--out', tmp_path, words=['/nowhere','$MINIAI_DATA'], MINIAI_DATA='/nowhere')
+
+def test_unknown_recipe_and_option(tmp_path):
+    fails('--recipe', 'resnet999', '--out', tmp_path, words=["There is no recipe 'resnet999': choose from base, conv"])
+    fails('--recepi', 'conv', words=['--recepi','--recipe'])
+    fails('--epochs', 'five', words=['five'])
+
+@pytest.mark.parametrize('args, words', [
+    (['--epochs',0], ['epochs is 0, it has to be 1 or more']), (['--batch-size',0], ['batch_size is 0']), (['--threads',-1], ['threads is -1']),
+    (['--lr',-.1], ['lr is -0.1']), (['--seed',-1], ['seed is -1']), (['--device','gpu'], ["device 'gpu' cannot be used here", 'choose cpu']),
+    (['--valid',4000], ['Cannot hold out 4000 of 4000'])], ids=lambda a: str(a[0]))
+def test_bad_numbers(tmp_path, args, words): fails(*args, '--data', 'sample', '--out', tmp_path, words=words)
+
+def test_out_folder_that_cannot_be_written(tmp_path):
+    f = tmp_path/'a file'
+    f.write_text('')
+    fails('--data', 'sample', '--out', f, words=[f'The out folder {f} cannot be written', 'choose another'])
+
+@pytest.mark.parametrize('broken', ['model.pt','log.csv','history.png','mistakes.png','result.json'])
+def test_nothing_half_written_under_its_final_name(tmp_path, monkeypatch, broken):
+    import miniai.recipes as r
+    replace = os.replace
+    def failing(src, dst):
+        if Path(dst).name==broken: raise OSError(28, 'No space left on device')
+        replace(src, dst)
+    monkeypatch.setattr(r.os, 'replace', failing)
+    with pytest.raises(OSError, match='No space'): train_recipe('base', epochs=1, data='sample', out=tmp_path)
+    left = [f.name for f in (tmp_path/'base-1ep-seed42-sample').iterdir()]
+    assert broken not in left and set(left)<=set(FILES) and 'result.json' not in left
+
+def test_help_names_every_option():
+    out = cmd('--help').stdout
+    for o in 'recipe epochs lr batch seed device data valid threads out'.split(): assert f'--{o}' in out

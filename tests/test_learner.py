@@ -1,0 +1,321 @@
+"The Learner's contract"
+import gc, subprocess, sys, weakref, pytest, torch, torch.nn.functional as F
+from functools import partial
+from torch import nn, optim
+from miniai.datasets import *
+from miniai.init import BatchTransformCB
+from miniai.learner import *
+from miniai.sgd import BatchSchedCB, EpochSchedCB
+from conftest import toy_dls, toy_model
+
+EVENTS = [f'{when}_{what}' for what in ('fit','epoch','batch') for when in ('before','after','cleanup')] + [
+    'predict','after_predict','get_loss','after_loss','backward','after_backward','step','after_step','zero_grad']
+
+class Log(Callback):
+    "Writes down every event"
+    def __init__(self): self.seen = []
+    def __getattr__(self, k):
+        if k in EVENTS: return lambda learn: self.seen.append(k)
+        raise AttributeError(k)
+
+class Raises(Callback):
+    def __init__(self, event, exc, at=0, order=0): self.event,self.exc,self.at,self.order,self.n = event,exc,at,order,0
+    def __getattr__(self, k):
+        if k!=self.__dict__.get('event'): raise AttributeError(k)
+        return self._raise
+    def _raise(self, learn):
+        self.n += 1
+        if self.n>self.at: raise self.exc
+
+def toy(cls=TrainLearner, cbs=None, **kwargs): return cls(toy_model(), toy_dls(), F.cross_entropy, lr=.1, cbs=cbs, **kwargs)
+
+def test_data_flow():
+    log = Log()
+    toy().fit(1, cbs=[log, SingleBatchCB()])
+    steps = ['predict','after_predict','get_loss','after_loss','backward','after_backward','step','after_step','zero_grad']
+    steps = [s for s in steps if s.startswith('after')]  # TrainLearner has the steps themselves built in
+    assert log.seen==['before_fit','before_epoch','before_batch',*steps,'after_batch','cleanup_batch','cleanup_epoch','cleanup_fit']
+    log = Log()
+    toy(Learner, cbs=TrainCB()).fit(1, valid=False, cbs=[log, SingleBatchCB()])
+    assert log.seen[3:12]==['predict','after_predict','get_loss','after_loss','backward','after_backward','step','after_step','zero_grad']
+
+def test_validation_takes_no_step():
+    log = Log()
+    toy().fit(1, train=False, cbs=log)
+    assert log.seen.count('before_batch')==2 and not {'backward','after_backward','after_step','zero_grad'} & set(log.seen)
+
+def test_order():
+    calls = []
+    class A(Callback):
+        def __init__(self, nm, order): self.nm,self.order = nm,order
+        def before_batch(self, learn): calls.append(self.nm)
+    toy(cbs=[A('third',5), A('first',-1), A('second',0)]).fit(1, valid=False, cbs=[A('fourth',5), SingleBatchCB()])
+    assert calls==['first','second','third','fourth']
+
+def test_freed_without_the_collector():
+    learn = toy(cbs=[DeviceCB('cpu'), MetricsCB(Accuracy()), ProgressCB(mode='lines'), BatchSchedCB(partial(optim.lr_scheduler.OneCycleLR, max_lr=.1, total_steps=8))])
+    learn.fit(2)
+    learn.lr_find(show=False)
+    with pytest.raises(ZeroDivisionError): learn.fit(1, cbs=Raises('after_batch', ZeroDivisionError()))
+    gc.collect()
+    gc.disable()
+    try:
+        ref = weakref.ref(learn)
+        del learn
+        assert ref() is None
+    finally: gc.enable()
+
+@pytest.mark.parametrize('exc', [ZeroDivisionError(), KeyboardInterrupt(), CancelFitException(), CancelEpochException(), CancelBatchException()])
+def test_fit_callbacks_are_gone_whatever_happened(exc):
+    mine,extra = [MetricsCB()],[Log(), Raises('after_batch', exc)]
+    learn = toy(cbs=mine)
+    own = learn.cbs
+    learn.logger = rows = lambda row: None
+    try: learn.fit(1, cbs=extra)
+    except (ZeroDivisionError, KeyboardInterrupt): pass
+    assert learn.cbs is own and own==mine and len(mine)==1 and len(extra)==2 and learn.logger is rows
+    learn.fit(1)
+
+def test_callers_list_is_not_aliased():
+    mine = [MetricsCB()]
+    learn = toy(cbs=mine)
+    learn.cbs.append(Log())
+    assert len(mine)==1
+
+def test_single_callback_and_none():
+    assert len(toy(cbs=MetricsCB()).cbs)==1 and toy().cbs==[]
+
+@pytest.mark.parametrize('what, exc', [('fit',CancelFitException()), ('epoch',CancelEpochException()), ('batch',CancelBatchException())])
+def test_cancel_skips_after_and_runs_cleanup(what, exc):
+    log = Log()
+    toy().fit(1, valid=False, cbs=[log, Raises('after_predict', exc)])
+    assert f'after_{what}' not in log.seen
+    assert log.seen.count(f'cleanup_{what}')==log.seen.count(f'before_{what}')>0
+    outer = {'fit': [], 'epoch': ['fit'], 'batch': ['fit','epoch']}[what]
+    assert all(f'after_{o}' in log.seen for o in outer)
+
+def test_every_cleanup_gets_its_turn():
+    log,broken = Log(),Raises('cleanup_fit', ZeroDivisionError(), order=-5)
+    with pytest.raises(ZeroDivisionError): toy().fit(1, cbs=[broken, log])
+    assert log.seen[-1]=='cleanup_fit'
+
+def test_lr_of_one_fit():
+    rates = []
+    class See(Callback):
+        def before_fit(self, learn): rates.append(learn.opt.param_groups[0]['lr'])
+    learn = toy(cbs=See())
+    learn.fit(1, lr=.5)
+    learn.fit(1, lr=0.)
+    learn.fit(1)
+    assert rates==[.5,0.,.1] and learn.lr==.1
+
+@pytest.mark.parametrize('train, valid, passes', [(True,True,[True,False]*2), (True,False,[True]*2), (False,True,[False]*2)])
+def test_train_and_valid_flags(train, valid, passes):
+    seen = []
+    class See(Callback):
+        def before_epoch(self, learn): seen.append((learn.training, torch.is_grad_enabled()))
+    toy(cbs=See()).fit(2, train=train, valid=valid)
+    assert seen==[(p,p) for p in passes]
+
+def test_fresh_optimizer_for_training_kept_by_evaluation():
+    learn = toy()
+    learn.fit(1)
+    first = learn.opt
+    learn.fit(1, train=False)
+    assert learn.opt is first
+    learn.fit(1)
+    assert learn.opt is not first
+
+def test_both_learners_train_alike():
+    a,b = toy(),toy(Learner, cbs=TrainCB())
+    for l in (a,b):
+        set_seed(0)
+        l.fit(2)
+    assert all(torch.equal(p,q) for p,q in zip(a.model.parameters(), b.model.parameters()))
+
+def test_momentum_learner():
+    learn = toy(MomentumLearner, mom=.5)
+    grads = []
+    class See(Callback):
+        def after_backward(self, learn): grads.append(learn.model[0].weight.grad.clone())
+        def after_batch(self, learn):
+            if learn.training: grads.append(learn.model[0].weight.grad.clone())
+    learn.fit(1, valid=False, cbs=[See(), SingleBatchCB()])
+    assert torch.equal(grads[1], grads[0]*.5)
+
+def test_same_seed_same_losses_with_and_without_watching():
+    def losses(cbs):
+        set_seed(3)
+        learn,seen = toy(),[]
+        class See(Callback):
+            def after_loss(self, learn): seen.append(learn.loss.item())
+        learn.fit(3, cbs=[See(), *cbs])
+        return seen
+    assert losses([])==losses([MetricsCB(Accuracy()), ProgressCB(mode='lines'), DeviceCB('cpu')])
+
+# Metrics
+
+def test_metrics_are_right():
+    learn = toy(cbs=MetricsCB(Accuracy()))
+    learn.fit(1)
+    row = learn.metrics.history[-1]
+    xs,ys = learn.dls.valid.x,learn.dls.valid.y
+    with torch.no_grad(): preds = learn.model.eval()(xs)
+    assert row['valid_accuracy']==(preds.argmax(1)==ys).float().mean().item()
+    assert row['valid_loss']==pytest.approx(F.cross_entropy(preds, ys).item(), rel=1e-5)
+    assert list(row)==['epoch','train_loss','train_accuracy','train_seconds','valid_loss','valid_accuracy','valid_seconds']
+
+def test_loss_is_weighted_by_batch_size():
+    learn = toy(cbs=MetricsCB())
+    learn.dls = toy_dls(bs=5, n=32)
+    learn.fit(1, train=False)
+    with torch.no_grad(): want = F.cross_entropy(learn.model.eval()(learn.dls.valid.x), learn.dls.valid.y).item()
+    assert learn.metrics.history[-1]['valid_loss']==pytest.approx(want, rel=1e-5)
+
+def test_torchmetrics_work():
+    tm = pytest.importorskip('torchmetrics.classification')
+    learn = toy(cbs=MetricsCB(Accuracy(), theirs=tm.MulticlassAccuracy(3, average='micro')))
+    learn.fit(2)
+    for row in learn.metrics.history: assert row['valid_accuracy']==pytest.approx(row['valid_theirs'])
+
+@pytest.mark.parametrize('metric', [F.cross_entropy, 'accuracy'])
+def test_no_metric(metric):
+    with pytest.raises(TypeError, match='metric nice .* lacks update, compute, reset'): MetricsCB(nice=metric)
+
+def test_metric_that_lacks_update():
+    class M:
+        def compute(self): pass
+        def reset(self): pass
+    with pytest.raises(TypeError, match='lacks update: metrics need update, compute and reset'): MetricsCB(M())
+
+def test_two_metrics_of_one_name():
+    with pytest.raises(ValueError, match='Two metrics are called accuracy'): MetricsCB(Accuracy(), Accuracy())
+
+# Errors that say what to do
+
+def notes(learn, exc=Exception, **kwargs):
+    with pytest.raises(exc) as e: learn.fit(1, **kwargs)
+    return '\n'.join(e.value.__notes__)
+
+@pytest.mark.parametrize('event', [e for e in EVENTS if not e in ('predict','get_loss','backward','step','zero_grad')])
+@pytest.mark.parametrize('exc', [ZeroDivisionError('x'), KeyboardInterrupt()])
+def test_errors_name_callback_and_event(event, exc):
+    exc.__notes__ = []
+    assert f'Raised in callback Raises, event {event}.' in notes(toy(), type(exc), cbs=Raises(event, exc))
+
+def test_model_and_batch_on_different_devices():
+    learn = toy()
+    learn.model.to('meta')
+    n = notes(learn)
+    assert 'The model is on meta but the batch on cpu: add DeviceCB() to cbs.' in n and 'batch (8, 4) float32 on cpu' in n
+    learn = toy(cbs=DeviceCB('cpu'))
+    learn.fit(1, cbs=BatchTransformCB(lambda b: to_device(b, 'cpu')))
+
+def test_loss_func_that_does_not_fit():
+    learn = toy()
+    learn.loss_func = F.mse_loss
+    assert 'loss_func mse_loss does not fit' in notes(learn) and 'predictions (8, 3) float32' in notes(learn)
+    learn.loss_func = None
+    assert 'loss_func None does not fit' in notes(learn, TypeError)
+    learn.loss_func = partial(F.cross_entropy, reduction='none')
+    assert 'one number' in notes(learn)
+
+@pytest.mark.parametrize('n', [-1, 1.5, '3'])
+def test_n_epochs(n):
+    with pytest.raises(ValueError, match=f'n_epochs is {n!r}, it has to be a whole number, 0 or more'): toy().fit(n)
+
+def test_no_epochs_is_a_quiet_no_op(capsys):
+    log = Log()
+    learn = toy(cbs=[MetricsCB(), ProgressCB()])
+    learn.fit(0, cbs=log)
+    assert log.seen==[] and learn.opt is None and capsys.readouterr().out==''
+
+def test_empty_loader():
+    learn = toy()
+    learn.dls.train = TensorLoader(torch.zeros(3,4), torch.zeros(3).long(), 8, drop_last=True)
+    with pytest.raises(ValueError, match='The training loader gave no batch: it is empty, or drop_last'): learn.fit(1)
+    learn = toy()
+    learn.dls.valid = []
+    with pytest.raises(ValueError, match='The validation loader gave no batch'): learn.fit(1)
+    learn.dls.valid = None
+    with pytest.raises(ValueError, match='dls.valid is None: pass valid=False'): learn.fit(1)
+
+def test_nobody_predicts():
+    with pytest.raises(RuntimeError, match='add TrainCB'): toy(Learner).fit(1)
+
+# Kinds of batches
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(4, 3)
+    def forward(self, pixels, scale=None): return self.lin(pixels if scale is None else pixels*scale)
+
+X,Y = torch.randn(16,4),torch.arange(16)%3
+
+@pytest.mark.parametrize('batch, n_inp, model, loss', [
+    ((X,Y), 1, Named, F.cross_entropy),
+    ([X,X,Y], 2, Named, F.cross_entropy),
+    ((X,Y,torch.rand(16)), 1, Named, lambda p,y,w: (F.cross_entropy(p,y,reduction='none')*w).mean()),
+    ({'pixels': X, 'target': Y}, 1, Named, lambda preds,target: F.cross_entropy(preds, target)),
+    ({'pixels': X, 'scale': X, 'target': Y}, 2, Named, F.cross_entropy),
+    (((X,X),Y), 1, lambda: type('Two', (Named,), {'forward': lambda self,xs: self.lin(xs[0]+xs[1])})(), F.cross_entropy),
+    (X, 1, Named, lambda p: p.pow(2).mean())], ids=['pair','two inputs','weights','dict','dict two','nested','lone tensor'])
+def test_kinds_of_batches(batch, n_inp, model, loss):
+    cbs = [DeviceCB('cpu'), MetricsCB(*([] if isinstance(batch, torch.Tensor) or len(batch)>2 and n_inp==1 else [Accuracy()]))]
+    learn = TrainLearner(model(), DataLoaders([batch]*3, [batch]), loss, lr=.1, cbs=cbs, n_inp=n_inp)
+    learn.fit(5)
+    h = learn.metrics.history
+    assert h[-1]['valid_loss']<h[0]['valid_loss']
+
+# Progress
+
+def test_plain_lines(capsys):
+    toy(cbs=[MetricsCB(Accuracy()), ProgressCB()]).fit(3)
+    out,err = capsys.readouterr()
+    lines = out.splitlines()
+    assert len(lines)==3 and err=='' and lines[0].startswith('epoch 1  train loss') and 'valid accuracy' in lines[2]
+
+def test_terminal():
+    "In a real pseudo-terminal: a bar that is gone at the end, and one line for each epoch"
+    pty = pytest.importorskip('pty')
+    code = ('import fcntl, struct, sys, termios; sys.path.insert(0,"tests")\n'
+            'fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))\nfrom test_learner import *\n'
+            'toy(cbs=[MetricsCB(Accuracy()), ProgressCB(every=0)]).fit(2)')
+    out = []
+    pty.spawn([sys.executable, '-c', code], lambda fd: out.append(__import__('os').read(fd, 4096)) or out[-1])
+    text = b''.join(out).decode()
+    assert 'epoch 2/2, training, loss' in text and text.count('train accuracy')==2
+
+def test_progress_without_metrics_and_unknown_mode():
+    toy(cbs=ProgressCB(mode='lines')).fit(1)
+    with pytest.raises(ValueError, match="mode is 'fancy', it has to be one of notebook, terminal, lines"): ProgressCB(mode='fancy')
+
+def test_interrupted_training_shows_what_it_has(capsys):
+    with pytest.raises(KeyboardInterrupt):
+        toy(cbs=[MetricsCB(), ProgressCB()]).fit(3, cbs=Raises('after_batch', KeyboardInterrupt(), at=10))
+    assert capsys.readouterr().out.count('epoch')==2
+
+def test_no_sync_a_batch(monkeypatch):
+    "Neither MetricsCB nor ProgressCB reads a number off the device at every batch"
+    n = [0]
+    item,cpu = torch.Tensor.item,torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, 'item', lambda t: n.__setitem__(0, n[0]+1) or item(t))
+    monkeypatch.setattr(torch.Tensor, 'cpu', lambda t: n.__setitem__(0, n[0]+1) or cpu(t))
+    learn = TrainLearner(toy_model(), toy_dls(bs=4, n=800), F.cross_entropy, cbs=[DeviceCB('cpu'), MetricsCB(Accuracy()), ProgressCB(mode='lines')])
+    learn.fit(1)
+    assert n[0]<15, n
+
+def test_import_is_light():
+    code = 'import sys, miniai.learner; assert not {"torchvision","datasets","torchmetrics","IPython"} & set(sys.modules), set(sys.modules)'
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+# Schedulers
+
+@pytest.mark.parametrize('cls, steps', [(BatchSchedCB, 8), (EpochSchedCB, 2)])
+def test_schedulers_step(cls, steps):
+    cb = cls(partial(optim.lr_scheduler.StepLR, step_size=1, gamma=.5))
+    learn = toy()
+    learn.fit(2, cbs=cb)
+    assert learn.opt.param_groups[0]['lr']==pytest.approx(.1*.5**steps)
+    learn.fit(1, train=False, cbs=cb)
