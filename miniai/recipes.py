@@ -6,7 +6,7 @@
 __all__ = ['models', 'recipes', 'base_model', 'conv_model', 'Recipe', 'get_recipe', 'recipe_learner', 'atomic', 'plot_mistakes',
            'plot_history', 'train_recipe', 'load_results', 'results_table', 'main']
 
-# %% ../nbs/16_recipes.ipynb #381de36a
+# %% ../nbs/16_recipes.ipynb #0653ead6
 import csv, json, os, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,21 +23,21 @@ from .init import *
 from .learner import *
 from .sgd import *
 
-# %% ../nbs/16_recipes.ipynb #56527289
+# %% ../nbs/16_recipes.ipynb #6715c6e1
 _act_conv = partial(conv, act=act_gr, norm=nn.BatchNorm2d)
 
 def base_model():
     "Convolutions with stride 2, channels 1-8-16-32-64, and a last one to 10 classes"
     nfs = 1,8,16,32,64
-    return nn.Sequential(*(_act_conv(ni, nf) for ni,nf in zip(nfs, nfs[1:])), conv(64, 10, act=None, norm=False, bias=True), nn.Flatten())
+    return nn.Sequential(*(_act_conv(ni, nf) for ni,nf in zip(nfs, nfs[1:])), _act_conv(64, 10, act=None), nn.Flatten())
 
 def conv_model():
     "Like base, but the first of its convolutions has stride 1, and the channels go to 128"
     nfs = 8,16,32,64,128
     return nn.Sequential(_act_conv(1, 8, stride=1), *(_act_conv(ni, nf) for ni,nf in zip(nfs, nfs[1:])),
-                         conv(128, 10, act=None, norm=False, bias=True), nn.Flatten())
+                         _act_conv(128, 10, act=None), nn.Flatten())
 
-# %% ../nbs/16_recipes.ipynb #db329be5
+# %% ../nbs/16_recipes.ipynb #dcb22d1f
 models = {'base': base_model, 'conv': conv_model}
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def get_recipe(
     if name not in recipes: raise ValueError(f"There is no recipe {name!r}: choose from {', '.join(recipes)}.")
     return recipes[name]
 
-# %% ../nbs/16_recipes.ipynb #030f71c1
+# %% ../nbs/16_recipes.ipynb #40cc2000
 def recipe_learner(
     r, # A `Recipe`
     splits, # As `fashion_tensors` gives them
@@ -78,7 +78,7 @@ def recipe_learner(
     return TrainLearner(model, dls, F.cross_entropy, r.lr, opt_func=optim.AdamW,
                         cbs=[DeviceCB(device), BatchTransformCB(norm), BatchSchedCB(sched), MetricsCB(Accuracy()), *fc.L(cbs)])
 
-# %% ../nbs/16_recipes.ipynb #860fff10
+# %% ../nbs/16_recipes.ipynb #07948f41
 @contextmanager
 def atomic(
     path # The file that is to appear
@@ -96,7 +96,7 @@ def _commit():
     try: return git('rev-parse', '--short=12', 'HEAD') + ('-dirty' if git('status', '--porcelain', '-uno') else '')
     except (OSError, subprocess.CalledProcessError): return f'v{miniai.__version__}'
 
-# %% ../nbs/16_recipes.ipynb #60ac8fd6
+# %% ../nbs/16_recipes.ipynb #3fd9f5bd
 class _Predictions(Callback):
     "Keeps predictions and targets of a validation pass"
     def before_fit(self, learn): self.preds,self.targs = [],[]
@@ -134,7 +134,7 @@ def plot_history(
         ax.legend()
     return fig
 
-# %% ../nbs/16_recipes.ipynb #a2d5309e
+# %% ../nbs/16_recipes.ipynb #75ea670d
 def _get_splits(data, device):
     "The splits that `data` asks for, and where they come from"
     if data!='auto': return fashion_tensors(data, device=device), data_source(data)
@@ -214,7 +214,7 @@ def _write_run(run, learn, res):
         plt.close(fig)
     with atomic(run/'result.json') as f: f.write_text(json.dumps(res)+'\n')
 
-# %% ../nbs/16_recipes.ipynb #cd9f83a7
+# %% ../nbs/16_recipes.ipynb #f346a85d
 def load_results(
     folder # Folder with `*.jsonl` files
 )->list: # Result lines as dicts
@@ -234,7 +234,7 @@ def results_table(
         rows.append(f"| {nm} | {epochs} | {acc.mean():.4f}{sd} | {len(rs)} | {'' if lesson is None else f'{lesson:.3f}'} | {secs:.0f} | {device} |")
     return '\n'.join(rows)
 
-# %% ../nbs/16_recipes.ipynb #c2cf48ab
+# %% ../nbs/16_recipes.ipynb #fcda0d8c
 @fc.call_parse
 def main(
     recipe:str='conv', # base or conv
