@@ -7,7 +7,7 @@ __all__ = ['class_names', 'def_device', 'load_idx', 'DataSource', 'data_source',
            'get_grid', 'show_images', 'pixel_stats', 'map_batch', 'to_device', 'to_cpu', 'set_seed', 'tensor_images',
            'CollateDict', 'Shuffle', 'TensorLoader', 'fashion_tensors', 'hold_out', 'DataLoaders']
 
-# %% ../nbs/05_datasets.ipynb #4875c2ea
+# %% ../nbs/05_datasets.ipynb #665f5008
 import gzip, os, random, zlib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import fastcore.all as fc, matplotlib.pyplot as plt, numpy as np, torch
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-# %% ../nbs/05_datasets.ipynb #90536a8b
+# %% ../nbs/05_datasets.ipynb #315d352c
 def load_idx(
     path, # A gzipped IDX file of bytes
     ndim # Dimensions it must have: 3 for images, 1 for labels
@@ -32,9 +32,9 @@ def load_idx(
     shape = np.frombuffer(data, '>u4', ndim, 4).astype(int)
     if len(data)-start!=shape.prod():
         raise bad(f"the header promises {'×'.join(map(str, shape))} = {shape.prod()} bytes, the file holds {len(data)-start}")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
 
-# %% ../nbs/05_datasets.ipynb #98c0d4b9
+# %% ../nbs/05_datasets.ipynb #b2e28804
 class_names = ['T-shirt/top','Trouser','Pullover','Dress','Coat','Sandal','Shirt','Sneaker','Bag','Ankle boot']
 _system = Path('/usr/share/datasets/fashion-mnist')
 _hub = 'zalando-datasets/fashion_mnist'
@@ -58,7 +58,7 @@ def data_source(
     if env and env!='sample': return DataSource('$MINIAI_DATA', Path(env))
     return DataSource('system folder', _system) if _system.exists() else DataSource('Hugging Face hub', None)
 
-# %% ../nbs/05_datasets.ipynb #07fb6ab9
+# %% ../nbs/05_datasets.ipynb #1a05efa3
 def _read_folder(folder, why):
     if not folder.is_dir(): raise FileNotFoundError(f'{folder} ({why}) is not a folder. {_remedy}')
     splits = {}
@@ -75,7 +75,7 @@ def _read_folder(folder, why):
 _remedy = ('Install the Debian package dataset-fashion-mnist, or set MINIAI_DATA to a folder with the four IDX .gz files, '
            'or use the shipped sample: fashion_mnist(sample=True), MINIAI_DATA=sample.')
 
-# %% ../nbs/05_datasets.ipynb #90290ba1
+# %% ../nbs/05_datasets.ipynb #10ecc15b
 def _from_hub():
     from datasets import load_dataset, config
     from huggingface_hub import constants, get_session
@@ -90,7 +90,7 @@ def _from_hub():
         raise FileNotFoundError(f'Fashion-MNIST is nowhere to be found. {tried} {_remedy}') from e
     finally: config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = offline
 
-# %% ../nbs/05_datasets.ipynb #d56dd02c
+# %% ../nbs/05_datasets.ipynb #e791b4f0
 def fashion_arrays(
     path=None, # Folder, or `sample` or `full`; None looks in the usual places
     sample=False # Use the sample that ships with the package?
@@ -100,7 +100,7 @@ def fashion_arrays(
     if src.folder: return _read_folder(src.folder, src.name)
     return {k: (np.stack([np.asarray(im) for im in d['image']]), np.array(d['label'], dtype=np.uint8)) for k,d in _from_hub().items()}
 
-# %% ../nbs/05_datasets.ipynb #8702fe4d
+# %% ../nbs/05_datasets.ipynb #43612c49
 def fashion_mnist(
     path=None, # Folder, or `sample` or `full`; None looks in the usual places
     sample=False # Use the sample that ships with the package?
@@ -115,7 +115,7 @@ def fashion_mnist(
                                  features=Features(image=Image(), label=ClassLabel(names=class_names)))
     return DatasetDict({k: ds(*v) for k,v in _read_folder(src.folder, src.name).items()})
 
-# %% ../nbs/05_datasets.ipynb #43413e07
+# %% ../nbs/05_datasets.ipynb #5e66a398
 @fc.delegates(plt.Axes.imshow)
 def show_image(
     im, # PIL image, array, or tensor; (c,h,w), (h,w,c) or (h,w)
@@ -138,7 +138,7 @@ def show_image(
     if noframe: ax.axis('off')
     return ax
 
-# %% ../nbs/05_datasets.ipynb #a54a291e
+# %% ../nbs/05_datasets.ipynb #f5986df9
 def get_grid(
     n, # Number of axes
     nrows=None, # Rows; None works them out
@@ -172,7 +172,7 @@ def show_images(
     for im,t,ax in zip(ims, titles if titles is not None else [None]*len(ims), axs): show_image(im, ax=ax, title=t, **kwargs)
     return fig
 
-# %% ../nbs/05_datasets.ipynb #8764c708
+# %% ../nbs/05_datasets.ipynb #eed3a061
 def pixel_stats(
     x # `uint8` array or tensor
 )->tuple: # Mean and standard deviation, white being 1
@@ -183,7 +183,7 @@ def pixel_stats(
     m = (n*v).sum()/n.sum()
     return m.item(), ((n*(v-m)**2).sum()/n.sum()).sqrt().item()
 
-# %% ../nbs/05_datasets.ipynb #5905d5f6
+# %% ../nbs/05_datasets.ipynb #5f103d2b
 def_device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
 
 def map_batch(
@@ -192,9 +192,10 @@ def map_batch(
 ): # The same structure with `f` applied; what is not a tensor stays as it is
     "Apply `f` to every tensor in `b`"
     if isinstance(b, torch.Tensor): return f(b)
+    if isinstance(b, (list,tuple)):
+        res = [map_batch(f, o) for o in b]
+        return type(b)(*res) if hasattr(b, '_fields') else type(b)(res)
     if isinstance(b, Mapping): return {k: map_batch(f, v) for k,v in b.items()}
-    if isinstance(b, tuple) and hasattr(b, '_fields'): return type(b)(*(map_batch(f, o) for o in b))
-    if isinstance(b, (list,tuple)): return type(b)(map_batch(f, o) for o in b)
     return b
 
 def to_device(
@@ -213,7 +214,7 @@ def to_cpu(
         return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
     return map_batch(f, b)
 
-# %% ../nbs/05_datasets.ipynb #87f6b7c8
+# %% ../nbs/05_datasets.ipynb #e37a925c
 def set_seed(
     seed, # Any integer from 0 to 2**32-1
     deterministic=False # Also insist on deterministic kernels, slower on a GPU?
@@ -225,7 +226,7 @@ def set_seed(
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(deterministic)
 
-# %% ../nbs/05_datasets.ipynb #d2dda73d
+# %% ../nbs/05_datasets.ipynb #6c6cc61e
 def tensor_images(
     rows # Dict of columns, one of them `image`
 )->dict: # The same, with float tensors (c,h,w) in [0,1] for images
@@ -233,7 +234,7 @@ def tensor_images(
     from torchvision.transforms.functional import to_tensor
     return {**rows, 'image': [to_tensor(im) for im in rows['image']]}
 
-# %% ../nbs/05_datasets.ipynb #2a304de2
+# %% ../nbs/05_datasets.ipynb #4866621d
 class CollateDict:
     "Collate rows that are dicts to a tuple of the columns `keys`"
     def __init__(self, *keys): self.keys = keys
@@ -241,7 +242,7 @@ class CollateDict:
         b = default_collate(rows)
         return tuple(b[k] for k in self.keys)
 
-# %% ../nbs/05_datasets.ipynb #9e5e9163
+# %% ../nbs/05_datasets.ipynb #c01864dd
 class Shuffle(Sampler):
     "A fresh permutation of `n` indices each epoch, from a generator of its own"
     def __init__(self, n, seed): self.n, self.generator = n, torch.Generator().manual_seed(seed)
@@ -249,7 +250,7 @@ class Shuffle(Sampler):
     def permutation(self): return torch.randperm(self.n, generator=self.generator)
     def __iter__(self): return iter(self.permutation().tolist())
 
-# %% ../nbs/05_datasets.ipynb #91bc620d
+# %% ../nbs/05_datasets.ipynb #39461b00
 class TensorLoader:
     "Batches of the tensors `x` and `y` on the device they are on; bytes become floats in [0,1]"
     def __init__(self,
@@ -280,14 +281,14 @@ def _check_bs(bs):
 
 def _seed(seed): return torch.randint(2**32, ()).item() if seed is None else seed
 
-# %% ../nbs/05_datasets.ipynb #967288ed
+# %% ../nbs/05_datasets.ipynb #68553c3e
 def fashion_tensors(
     path=None, # Folder, or `sample` or `full`; None looks in the usual places
     sample=False, # Use the sample that ships with the package?
     device=None # Where to keep them; None is `def_device`
 )->dict: # Split name to (images `uint8` (n,1,28,28), labels `int64` (n,))
     "Fashion-MNIST as tensors of bytes on `device`"
-    return {k: to_device((torch.tensor(x)[:,None], torch.tensor(y).long()), device) for k,(x,y) in fashion_arrays(path, sample).items()}
+    return {k: to_device((torch.from_numpy(x)[:,None], torch.from_numpy(y).long()), device) for k,(x,y) in fashion_arrays(path, sample).items()}
 
 def hold_out(
     splits, # As `fashion_tensors` gives them
@@ -300,7 +301,7 @@ def hold_out(
     idx = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     return {'train': (x[idx[n:]], y[idx[n:]]), 'valid': (x[idx[:n]], y[idx[:n]]), 'test': splits['test']}
 
-# %% ../nbs/05_datasets.ipynb #cbacd78d
+# %% ../nbs/05_datasets.ipynb #91d6d75b
 class DataLoaders:
     "The loaders that a `Learner` trains and validates with"
     def __init__(self,

@@ -8,7 +8,7 @@ __all__ = ['Callback', 'run_cbs', 'CancelFitException', 'CancelEpochException', 
            'MomentumLearner', 'DeviceCB', 'SingleBatchCB', 'Mean', 'Accuracy', 'MetricsCB', 'ProgressCB', 'LRFinderCB',
            'LRFind', 'lr_find']
 
-# %% ../nbs/09_learner.ipynb #b5091e91
+# %% ../nbs/09_learner.ipynb #19001996
 import copy, math, random, sys, time
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,7 +20,7 @@ from torch import nn, optim
 from torch.nn.parameter import is_lazy
 from .datasets import def_device, map_batch, to_cpu, to_device
 
-# %% ../nbs/09_learner.ipynb #a7206670
+# %% ../nbs/09_learner.ipynb #94873311
 class Callback:
     "Base class of callbacks: methods named after events, each called with the learner"
     order = 0
@@ -39,20 +39,20 @@ def run_cbs(
     learn=None # The learner, their one argument
 ):
     "Call the method `method_nm` of all callbacks that have one, by `order`"
-    cbs = [cb for cb in sorted(cbs, key=attrgetter('order')) if hasattr(cb, method_nm)]
+    cbs = sorted([cb for cb in cbs if hasattr(cb, method_nm)], key=attrgetter('order'))
     if not method_nm.startswith('cleanup_'):
         for cb in cbs: _run_cb(cb, method_nm, learn)
     elif cbs:
         with ExitStack() as stack:
             for cb in reversed(cbs): stack.callback(_run_cb, cb, method_nm, learn)
 
-# %% ../nbs/09_learner.ipynb #a3e5495b
+# %% ../nbs/09_learner.ipynb #4bde6e33
 class CancelFitException(Exception): "Ends the fit; `after_fit` is skipped"
 class CancelEpochException(Exception): "Ends this pass over the data; `after_epoch` is skipped"
 class CancelBatchException(Exception): "Ends this batch; `after_batch` is skipped"
 _cancels = CancelFitException, CancelEpochException, CancelBatchException
 
-# %% ../nbs/09_learner.ipynb #550e9394
+# %% ../nbs/09_learner.ipynb #3d934fd9
 def with_cbs(
     nm # `fit`, `epoch` or `batch`
 ): # Decorator for a method of `Learner`
@@ -70,7 +70,7 @@ def with_cbs(
         return _f
     return decorator
 
-# %% ../nbs/09_learner.ipynb #b1ab1818
+# %% ../nbs/09_learner.ipynb #f69055de
 def _keep_model(model):
     mods = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
     clone = lambda t: None if t is None else t.detach().clone()
@@ -115,7 +115,7 @@ def _keep_random(dls):
         for setter,state in sets: setter(state)
     return restore
 
-# %% ../nbs/09_learner.ipynb #47c8e856
+# %% ../nbs/09_learner.ipynb #863affee
 @contextmanager
 def no_trace(
     learn, # The learner to look at
@@ -134,14 +134,14 @@ def no_trace(
         learn.model,learn.cbs,learn.looking = model,cbs,False
         for f in restores: f()
 
-# %% ../nbs/09_learner.ipynb #084b88d7
+# %% ../nbs/09_learner.ipynb #393c436d
 def split_batch(
     b, # Tuple, list or dict, or a lone tensor
     n_inp # How many of its items are inputs
 )->tuple: # Inputs and targets
     "Split a batch into what the model takes and what the loss takes"
-    if isinstance(b, torch.Tensor): return (b,), ()
-    if not isinstance(b, Mapping): return b[:n_inp], b[n_inp:]
+    if isinstance(b, (tuple,list)): return b[:n_inp], b[n_inp:]
+    if not isinstance(b, Mapping): return (b,), ()
     items = list(b.items())
     return dict(items[:n_inp]), dict(items[n_inp:])
 
@@ -151,9 +151,9 @@ def call_with(
     *first # Arguments that come before
 ):
     "Call `f` with the items of `b`"
-    return f(*first, **b) if isinstance(b, Mapping) else f(*first, *b)
+    return f(*first, *b) if isinstance(b, (tuple,list)) else f(*first, **b)
 
-# %% ../nbs/09_learner.ipynb #709279e2
+# %% ../nbs/09_learner.ipynb #d3d85750
 def _describe(o):
     if isinstance(o, torch.Tensor): return f'{tuple(o.shape)} {str(o.dtype)[6:]} on {o.device}'
     if isinstance(o, Mapping): return '{' + ', '.join(f'{k}: {_describe(v)}' for k,v in o.items()) + '}'
@@ -176,7 +176,7 @@ def _explain(e, learn):
     elif learn.loss is not None and getattr(learn.loss, 'shape', None)!=():
         e.add_note('loss_func has to return a tensor with one number, for example the mean over the batch.')
 
-# %% ../nbs/09_learner.ipynb #7aa8f39b
+# %% ../nbs/09_learner.ipynb #c0c39bdc
 def print_row(
     row # Results of one epoch, by name
 ):
@@ -190,7 +190,7 @@ def format_row(
     def f(k, v): return f"{v:.{1 if 'seconds' in k else 3}f}" if isinstance(v, float) else str(v)
     return {k.replace('_',' '): f(k,v) for k,v in row.items()}
 
-# %% ../nbs/09_learner.ipynb #011b348b
+# %% ../nbs/09_learner.ipynb #3cd846fa
 class Learner:
     "Trains `model` on `dls`; what happens on the way is up to the callbacks"
     def __init__(self,
@@ -283,7 +283,7 @@ class Learner:
                 with no_trace(self): self._fit()
         finally: self.cbs,self.logger = kept
 
-# %% ../nbs/09_learner.ipynb #0f09845f
+# %% ../nbs/09_learner.ipynb #92a6807f
 class TrainCB(Callback):
     "The usual training step: predict, loss, backward, step, zero the gradients"
     def predict(self, learn): learn.preds = call_with(learn.model, learn.xb)
@@ -292,7 +292,7 @@ class TrainCB(Callback):
     def step(self, learn): learn.opt.step()
     def zero_grad(self, learn): learn.opt.zero_grad()
 
-# %% ../nbs/09_learner.ipynb #67c83398
+# %% ../nbs/09_learner.ipynb #60693c46
 class TrainLearner(Learner):
     "A `Learner` with the usual training step built in"
     def predict(self): self.preds = call_with(self.model, self.xb)
@@ -301,7 +301,7 @@ class TrainLearner(Learner):
     def step(self): self.opt.step()
     def zero_grad(self): self.opt.zero_grad()
 
-# %% ../nbs/09_learner.ipynb #676de3ac
+# %% ../nbs/09_learner.ipynb #1ed4f05d
 class MomentumLearner(TrainLearner):
     "A `TrainLearner` that keeps the share `mom` of the gradients from batch to batch"
     def __init__(self,
@@ -322,7 +322,7 @@ class MomentumLearner(TrainLearner):
             for p in self.model.parameters():
                 if p.grad is not None: p.grad *= self.mom
 
-# %% ../nbs/09_learner.ipynb #cfda12cd
+# %% ../nbs/09_learner.ipynb #b1a94de5
 class DeviceCB(Callback):
     "Moves the model and each batch to `device`"
     def __init__(self,
@@ -331,32 +331,43 @@ class DeviceCB(Callback):
     def before_fit(self, learn): learn.model.to(self.device)
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
 
-# %% ../nbs/09_learner.ipynb #2b1cb35b
+# %% ../nbs/09_learner.ipynb #c38d3cbc
 class SingleBatchCB(Callback):
     "Ends the fit after one batch"
     order = 100
     def after_batch(self, learn): raise CancelFitException()
 
-# %% ../nbs/09_learner.ipynb #0103bbb9
+# %% ../nbs/09_learner.ipynb #6564baaf
 class Mean:
     "Weighted mean of the values it is updated with"
     def __init__(self): self.reset()
     def reset(self): self.total,self.n = 0.,0
     def update(self, val, weight=1):
-        self.total = self.total + val*weight
+        self.total += val*weight
         self.n += weight
     def compute(self): return self.total/self.n if self.n else math.nan
 
 class Accuracy(Mean):
     "Share of predictions whose highest score is the target's; classes in dimension 1"
     def update(self, preds, target):
-        self.total = self.total + (preds.argmax(1)==target).sum()
+        self.total += (preds.argmax(1)==target).sum()
         self.n += target.numel()
 
-# %% ../nbs/09_learner.ipynb #4bf0099d
+# %% ../nbs/09_learner.ipynb #493ad47a
 def _batch_len(b):
     if isinstance(b, torch.Tensor): return len(b)
-    return _batch_len(next(iter(b.values() if isinstance(b, Mapping) else b)))
+    return _batch_len(b[0] if isinstance(b, (tuple,list)) else next(iter(b.values())))
+
+def _metric_args(metrics, preds, targs):
+    if not metrics: return {}
+    if len(targs)==1 and isinstance(targs, (tuple,list)) and isinstance(targs[0], (Mapping,tuple,list)): targs = targs[0]
+    if isinstance(preds, torch.Tensor): return dict.fromkeys(metrics, (preds, *(targs.values() if isinstance(targs, Mapping) else targs)))
+    named = isinstance(preds, Mapping)
+    keys = dict(zip(metrics, metrics if named else range(len(preds))))
+    if named and metrics.keys()-preds.keys() or not named and len(metrics)!=len(preds):
+        raise ValueError(f"The model's outputs are {', '.join(preds) if named else len(preds)}, the metrics {', '.join(metrics)}: "
+                         f"give one metric for each output, {'by its name' if named else 'in their order'}.")
+    return {nm: (preds[k], targs[k]) for nm,k in keys.items()}
 
 def _number(v): return v.item() if getattr(v, 'numel', lambda: 0)()==1 else v
 
@@ -386,8 +397,8 @@ class MetricsCB(Callback):
         for m in (self.loss, *self.metrics.values()): m.reset()
         self.start = time.perf_counter()
     def after_batch(self, learn):
-        targs = learn.yb.values() if isinstance(learn.yb, Mapping) else learn.yb
-        for m in self.metrics.values(): m.update(learn.preds.detach(), *targs)
+        args = _metric_args(self.metrics, map_batch(torch.Tensor.detach, learn.preds), learn.yb)
+        for nm,m in self.metrics.items(): m.update(*args[nm])
         self.loss.update(learn.loss.detach(), _batch_len(learn.batch))
     def after_epoch(self, learn):
         res = {nm: _number(m.compute()) for nm,m in {'loss': self.loss, **self.metrics}.items()}
@@ -400,7 +411,7 @@ class MetricsCB(Callback):
         self.history.append(row)
         learn.logger(row)
 
-# %% ../nbs/09_learner.ipynb #e1db07ce
+# %% ../nbs/09_learner.ipynb #f52b01b1
 class _Lines:
     "Progress in a log file: the rows alone"
     def bar(self, text, i, n): pass
@@ -490,7 +501,7 @@ class ProgressCB(Callback):
         if self.view: self.view.close()
         self.view = None
 
-# %% ../nbs/09_learner.ipynb #ff43e7a0
+# %% ../nbs/09_learner.ipynb #ac562257
 class LRFinderCB(Callback):
     "Raises the learning rate batch by batch until the loss explodes"
     def __init__(self,
@@ -516,12 +527,12 @@ class LRFinderCB(Callback):
         if loss>self.best+abs(self.best)*(self.max_mult-1) or lr*self.gamma>self.end_lr: raise CancelFitException()
         for g in learn.opt.param_groups: g['lr'] *= self.gamma
 
-# %% ../nbs/09_learner.ipynb #451a1b77
+# %% ../nbs/09_learner.ipynb #c6c2283c
 class LRFind:
     "What the learning rate finder saw: `lrs`, `losses`, and the suggestions `steep` and `valley`"
     def __init__(self, lrs, losses):
         if len(lrs)<5: raise ValueError(f'The finder got only {len(lrs)} finite losses, it needs 5: lower start_lr, or allow more epochs.')
-        self.lrs,self.losses = lrs,losses
+        self.lrs,self.losses,self.fig = lrs,losses,None
         self.smooth = _smooth(losses)
         low = max(int(np.argmin(self.smooth)), 2)
         top = self.smooth[:low].max()
@@ -533,6 +544,7 @@ class LRFind:
         "Draw the curve with both suggestions marked, on `ax` or on a new figure"
         import matplotlib.pyplot as plt
         if ax is None: ax = plt.subplots(figsize=(6,3.5), layout='constrained')[1]
+        self.fig = ax.figure
         ax.plot(self.lrs, self.losses, color='C0', alpha=.35, label='loss of each batch')
         ax.plot(self.lrs, self.smooth, color='C0', label='smoothed')
         for nm,col in ('steep','C1'),('valley','C3'):
@@ -541,6 +553,10 @@ class LRFind:
         ax.set(xscale='log', title='Learning rate finder', xlabel='learning rate (log scale)', ylabel='loss')
         ax.legend()
         return ax
+    def _ipython_display_(self):
+        from matplotlib import pyplot as plt
+        print(self)
+        if self.fig is None or not plt.fignum_exists(self.fig.number): self.plot()
     def __repr__(self): return f'LRFind(valley={self.valley:.3g}, steep={self.steep:.3g}; {len(self.lrs)} rates from {self.lrs[0]:.2g} to {self.lrs[-1]:.2g})'
 
 def _smooth(losses, beta=.6):
@@ -550,7 +566,7 @@ def _smooth(losses, beta=.6):
         out.append(avg/(1-beta**(i+1)))
     return np.array(out)
 
-# %% ../nbs/09_learner.ipynb #1ffb4cbf
+# %% ../nbs/09_learner.ipynb #811daedb
 @fc.patch
 def lr_find(self:Learner,
     gamma=1.3, # Factor from batch to batch, above 1

@@ -2,6 +2,7 @@
 import gc, subprocess, sys, weakref, pytest, torch, torch.nn.functional as F
 from functools import partial
 from torch import nn, optim
+from torch.utils._python_dispatch import TorchDispatchMode
 from miniai.datasets import *
 from miniai.init import BatchTransformCB
 from miniai.learner import *
@@ -268,6 +269,36 @@ def test_kinds_of_batches(batch, n_inp, model, loss):
     h = learn.metrics.history
     assert h[-1]['valid_loss']<h[0]['valid_loss']
 
+class TwoOutputs(nn.Module):
+    def __init__(self, named):
+        super().__init__()
+        self.a,self.b,self.named = nn.Linear(4,3),nn.Linear(4,2),named
+    def forward(self, x):
+        a,b = self.a(x),self.b(x)
+        return {'second': b, 'first': a} if self.named else (a,b)
+
+def two_losses(preds, *targs, **named):
+    if named: return sum(F.cross_entropy(preds[k], t) for k,t in named.items())
+    if len(targs)==1: targs = targs[0]
+    return sum(map(F.cross_entropy, preds, targs))
+
+@pytest.mark.parametrize('batch', [(X,Y,Y%2), (X,(Y,Y%2)), {'x': X, 'first': Y, 'second': Y%2}], ids=['tuple','nested','dict'])
+def test_a_metric_for_each_output(batch):
+    learn = TrainLearner(TwoOutputs(isinstance(batch, dict)), DataLoaders([batch], [batch]), two_losses, cbs=[DeviceCB('cpu'), MetricsCB(first=Accuracy(), second=Accuracy())])
+    learn.fit(2)
+    row = learn.metrics.history[-1]
+    with torch.no_grad(): assert [row['valid_first'], row['valid_second']]==[(f(X).argmax(1)==y).float().mean().item() for f,y in ((learn.model.a,Y),(learn.model.b,Y%2))]
+    learn.cbs[1] = MetricsCB()
+    learn.fit(1)
+    assert list(learn.metrics.history[0])==['epoch','train_loss','train_seconds','valid_loss','valid_seconds']
+
+@pytest.mark.parametrize('named, msg', [(False, "outputs are 2, the metrics accuracy: give one metric for each output, in their order"),
+                                        (True, "outputs are second, first, the metrics accuracy: give one metric for each output, by its name")])
+def test_metrics_that_do_not_match_the_outputs(named, msg):
+    batch = {'x': X, 'first': Y, 'second': Y%2} if named else (X,Y,Y%2)
+    learn = TrainLearner(TwoOutputs(named), DataLoaders([batch], [batch]), two_losses, cbs=MetricsCB(Accuracy()))
+    with pytest.raises(ValueError, match=msg): learn.fit(1)
+
 # Progress
 
 def test_plain_lines(capsys):
@@ -296,15 +327,26 @@ def test_interrupted_training_shows_what_it_has(capsys):
         toy(cbs=[MetricsCB(), ProgressCB()]).fit(3, cbs=Raises('after_batch', KeyboardInterrupt(), at=10))
     assert capsys.readouterr().out.count('epoch')==2
 
-def test_no_sync_a_batch(monkeypatch):
-    "Neither MetricsCB nor ProgressCB reads a number off the device at every batch"
-    n = [0]
-    item,cpu = torch.Tensor.item,torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, 'item', lambda t: n.__setitem__(0, n[0]+1) or item(t))
-    monkeypatch.setattr(torch.Tensor, 'cpu', lambda t: n.__setitem__(0, n[0]+1) or cpu(t))
-    learn = TrainLearner(toy_model(), toy_dls(bs=4, n=800), F.cross_entropy, cbs=[DeviceCB('cpu'), MetricsCB(Accuracy()), ProgressCB(mode='lines')])
-    learn.fit(1)
-    assert n[0]<15, n
+class Syncs(TorchDispatchMode):
+    "Counts what makes the CPU wait for a device: a number read (`item`, `float`, `bool`), and copies between devices"
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += any(o in func.name() for o in ('_local_scalar_dense','_to_copy','aten::nonzero'))
+        return func(*args, **(kwargs or {}))
+
+@pytest.mark.parametrize('watch', [False,True])
+def test_no_sync_a_batch(watch):
+    "DeviceCB, MetricsCB and ProgressCB read numbers once an epoch, however many batches it has"
+    class Reads(Callback):
+        def after_batch(self, learn): learn.loss.item()
+    def syncs(n):
+        cbs = [DeviceCB('cpu'), MetricsCB(Accuracy()), ProgressCB(mode='lines', every=60), *([Reads()] if watch else [])]
+        learn = TrainLearner(nn.Sequential(nn.Linear(4,6), nn.ReLU(), nn.Linear(6,3)), toy_dls(bs=4, n=n), F.cross_entropy, cbs=cbs)
+        with Syncs() as s: learn.fit(1)
+        return s.n
+    assert (syncs(400)-syncs(40)==135)==watch and (syncs(400)==syncs(40))!=watch
 
 def test_import_is_light():
     code = 'import sys, miniai.learner; assert not {"torchvision","datasets","torchmetrics","IPython"} & set(sys.modules), set(sys.modules)'

@@ -178,4 +178,10 @@ def test_plot_and_result():
     found = learner().lr_find()
     ax = found.plot()
     assert ax.get_xscale()=='log' and ax.get_xlabel() and ax.get_ylabel() and ax.get_title()
+    import matplotlib.pyplot as plt
+    plt.close('all')
+    found._ipython_display_()
+    found._ipython_display_()
+    assert len(plt.get_fignums())==1
+    plt.close('all')
     assert len(found.lrs)==len(found.losses) and repr(found).startswith('LRFind(valley=')

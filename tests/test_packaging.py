@@ -78,7 +78,7 @@ def test_modules_are_what_the_notebooks_export(checkout):
 def test_exported_code_imports_only_from_lower_numbers():
     order = {re.search(r'default_exp (\w+)', s).group(1): nb.name for nb in sorted((ROOT/'nbs').glob('*.ipynb')) if (s := nb.read_text()).find('default_exp')>0}
     for mod,nb in order.items():
-        for used in re.findall(r'^from miniai\.(\w+) import', (ROOT/f'miniai/{mod}.py').read_text(), re.M): assert order[used]<nb, f'{mod} imports {used}'
+        for used in re.findall(r'^from \.(\w+) import', (ROOT/f'miniai/{mod}.py').read_text(), re.M): assert order[used]<nb, f'{mod} imports {used}'
 
 @pytest.mark.parametrize('nb', sorted((ROOT/'nbs').glob('*.ipynb')), ids=lambda f: f.stem)
 def test_notebooks_are_committed_executed(nb):

@@ -1,0 +1,44 @@
+"Exact repeat: the same seed on the same machine gives the same losses, bit for bit"
+import json, os, subprocess, sys, pytest, torch, torch.nn.functional as F
+from torch import nn
+from miniai.datasets import *
+from miniai.learner import *
+
+class Losses(Callback):
+    def __init__(self): self.seen = []
+    def after_loss(self, learn): self.seen.append(learn.loss.item().hex())
+
+def losses(workers=0, cbs=()):
+    "Two epochs on 512 images, read the lesson's way"
+    dd = fashion_mnist(sample=True)
+    dd = {k: d.select(range(n)).with_transform(tensor_images) for (k,d),n in zip(dd.items(), (512,128))}
+    dls = DataLoaders.from_dd(dd, 64, num_workers=workers, seed=7)
+    set_seed(7)
+    model,log = nn.Sequential(nn.Flatten(), nn.Linear(784,32), nn.ReLU(), nn.Dropout(.2), nn.Linear(32,10)),Losses()
+    TrainLearner(model, dls, F.cross_entropy, lr=.2, cbs=[DeviceCB('cpu'), log, *cbs]).fit(2)
+    return log.seen
+
+@pytest.fixture(scope='module')
+def plain(): return losses()
+
+def test_other_seeds_differ(plain):
+    assert len(plain)==2*(8+2) and len(set(plain))==len(plain)
+
+def test_again(plain): assert losses()==plain
+def test_two_workers(plain): assert losses(workers=2)==plain
+def test_metrics_and_progress(plain): assert losses(cbs=[MetricsCB(Accuracy()), ProgressCB(mode='lines', every=0)])==plain
+
+CODE = "import sys; sys.path.insert(0, {here!r})\nfrom test_repeat import *\ncbs = [MetricsCB(Accuracy()), ProgressCB(plot=True, every=0)]\nprint('|'+' '.join(losses(cbs=cbs))+'|')"
+
+def test_in_a_script(plain):
+    out = subprocess.run([sys.executable, '-c', CODE.format(here=os.path.dirname(__file__))], capture_output=True, text=True, check=True).stdout
+    assert out.split('|')[1].split()==plain
+
+def test_in_a_notebook(plain):
+    nbformat,nbclient = pytest.importorskip('nbformat'),pytest.importorskip('nbclient')
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE.format(here=os.path.dirname(__file__)))])
+    nbclient.NotebookClient(nb, timeout=120, kernel_name='python3').execute()
+    outs = nb.cells[0].outputs
+    text = ''.join(o.text for o in outs if o.output_type=='stream')
+    assert text.split('|')[1].split()==plain
+    assert any('image/png' in o.get('data', {}) for o in outs) and any('<table>' in o.get('data', {}).get('text/html', '') for o in outs)
