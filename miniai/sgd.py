@@ -143,6 +143,8 @@ class _SchedCB(Callback):
         self.sched,self.schedo = sched,None
     def before_fit(self, learn):
         if learn.does_train: self.schedo = self.sched(learn.opt)
+    def state_dict(self): return self.schedo.state_dict()
+    def load_state_dict(self, state): self.schedo.load_state_dict(state)
     def _step(self, learn):
         if learn.training: self.schedo.step()
 
