@@ -44,10 +44,10 @@ def test_held_out_images_are_not_the_test_set(tmp_path):
 
 @pytest.mark.full
 def test_full_data_is_found_and_compared(tmp_path):
-    res = cmd('--recipe', 'base', '--out', tmp_path, '--batch-size', 4096, MINIAI_DATA=None)
+    res = cmd('--recipe', 'base', '--out', tmp_path, '--epochs', 1, MINIAI_DATA=None)
     assert '60,000 images to train, 10,000 to validate' in res.stdout, res.stderr
-    r = json.loads((tmp_path/'base-5ep-seed42/result.json').read_text())
-    assert r['accuracy']>.8 and list(r)==KEYS
+    r = json.loads((tmp_path/'base-1ep-seed42/result.json').read_text())
+    assert r['accuracy']>.7 and list(r)==KEYS
 
 def test_auto_without_full_data_says_so(tmp_path, monkeypatch, capsys):
     import miniai.datasets as d
@@ -89,7 +89,10 @@ def test_nothing_half_written_under_its_final_name(tmp_path, monkeypatch, broken
     monkeypatch.setattr(r.os, 'replace', failing)
     with pytest.raises(OSError, match='No space'): load_run('base', epochs=1, data='sample', out=tmp_path)
     left = [f.name for f in (tmp_path/'base-1ep-seed42-sample').iterdir()]
-    assert broken not in left and set(left)<=set(FILES) and 'result.json' not in left
+    assert broken not in left and set(left)<={*FILES,'checkpoint.pt'} and 'result.json' not in left
+    monkeypatch.undo()
+    load_run('base', epochs=1, data='sample', out=tmp_path)
+    assert sorted(f.name for f in (tmp_path/'base-1ep-seed42-sample').iterdir())==FILES
 
 def test_help_names_every_option():
     out = cmd('--help').stdout
