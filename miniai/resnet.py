@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['resnet', 'wide', 'model3', 'model2', 'model4', 'base_model', 'conv_model', 'ResBlock', 'GlobalAvgPool', 'get_model',
-           'Row', 'Summary', 'summary']
+           'SummaryRow', 'Summary', 'summary']
 
 # %% ../nbs/13_resnet.ipynb #ecacb5bf
 import copy, math, torch
@@ -76,7 +76,7 @@ class GlobalAvgPool(nn.Module):
     "Mean over the grid: (n,c,h,w) to (n,c)"
     def forward(self, x): return x.mean((-2,-1))
 
-# %% ../nbs/13_resnet.ipynb #e990b550
+# %% ../nbs/13_resnet.ipynb #1490ca49
 def get_model(
     nfs=(8,16,32,64,128,256), # Output channels of the stem, then of each block that halves the grid
     ni=1, # Input channels
@@ -93,6 +93,8 @@ def get_model(
 )->nn.Sequential: # (n,ni,*size) to (n,n_out)
     "Stem, blocks with stride 2, flatten or pool, linear layer, batch norm"
     nfs,grid = list(nfs),[size]*2 if isinstance(size, int) else list(size)
+    if not nfs: raise ValueError('nfs is empty: give at least the output channels of the stem.')
+    if len(grid)!=2: raise ValueError(f'size is {size}, it has to be a number, or height and width.')
     _check(ni=ni, n_out=n_out, **{f'nfs[{i}]': nf for i,nf in enumerate(nfs)}, **{f'size[{i}]': s for i,s in enumerate(grid)})
     layers = OrderedDict(stem=(stem or block)(ni, nfs[0], stride=1, ks=ks, act=act, norm=norm))
     for i in range(1, len(nfs)):
@@ -113,8 +115,8 @@ model3 = partial(get_model, nfs=(16,32,64,128,256), ks=5, pool=True)
 model2 = partial(model3, extra=512)
 model4 = partial(model3, stem=conv)
 
-# %% ../nbs/13_resnet.ipynb #c2599e9b
-class Row(NamedTuple):
+# %% ../nbs/13_resnet.ipynb #d871273d
+class SummaryRow(NamedTuple):
     "A module in a `Summary`"
     name:str # Its place in the model
     kind:str # Its class
@@ -143,7 +145,7 @@ def _shape(o):
     else: found = [s for v in o if (s := _shape(v))] if isinstance(o, (tuple,list)) else []
     return found[0] if len(found)==1 else f"({', '.join(found)})" if found else ''
 
-# %% ../nbs/13_resnet.ipynb #69970e51
+# %% ../nbs/13_resnet.ipynb #7f85f1aa
 class _SummaryCB(Callback):
     "Looks at one forward pass, the last thing before it and the first after it, and ends the fit"
     order = math.inf
@@ -171,7 +173,7 @@ class _SummaryCB(Callback):
         for nm,m in mods:
             seen = counted.setdefault(nm.count('.'), set())
             inp,outp,flops = self.seen.get(m, ('','',0))
-            rows.append(Row(nm, type(m).__name__, inp or '–', outp or '–', count(set(m.parameters())-seen), flops//2//self.n))
+            rows.append(SummaryRow(nm, type(m).__name__, inp or '–', outp or '–', count(set(m.parameters())-seen), flops//2//self.n))
             seen |= set(m.parameters())
         self.summary = Summary(rows, count(learn.model.parameters()), self.seen.get(learn.model, (0,0,self.counter.get_total_flops()))[2]//2//self.n)
         raise CancelFitException()
