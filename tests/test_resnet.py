@@ -146,6 +146,8 @@ class Users(Callback):
         torch.rand(1)
         list(learn.model.children())[0].train()
     def after_predict(self, learn):
+        if not learn.training: self.after_batch(learn)
+    def after_batch(self, learn):
         for b in learn.model.buffers(): b.add_(1)
 
 @each_model
