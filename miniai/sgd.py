@@ -173,18 +173,19 @@ def group_mom(
     if not key: raise ValueError(f'{type(learn.opt).__name__} has neither momentum nor betas: leave momentum out of what is recorded.')
     return g[key][0] if key=='betas' else g[key]
 
-# %% ../nbs/12_sgd.ipynb #d96cd6f0
+# %% ../nbs/12_sgd.ipynb #e754da67
 _axis = {'lr': 'learning rate', 'mom': 'momentum'}
 
 class RecorderCB(Callback):
-    "Records values in each training batch, as lists by name in `recs`"
+    "Records values in each batch of a training fit, as lists by name in `recs`"
     sits_out = True
     def __init__(self,
         **getters # Functions of the learner by name; without any, rate, momentum (if there is one) and loss
     ): self.getters,self.recs = getters,{}
     def before_fit(self, learn):
         if not learn.does_train: return
-        self.now = self.getters or {'lr': group_lr, **({'mom': group_mom} if _mom_key(learn.opt) else {}), 'loss': attrgetter('loss')}
+        mom = {'mom': group_mom} if _mom_key(learn.opt) else {}
+        self.now = self.getters or {'lr': group_lr, **mom, 'loss': attrgetter('loss')}
         self.recs = {nm: [] for nm in self.now}
     def after_step(self, learn):
         for nm,f in self.now.items():
