@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['anneals', 'cos_anneal', 'lin_anneal', 'Schedule', 'CosineAnnealing', 'OneCycle', 'BatchSchedCB', 'EpochSchedCB',
-           'group_lr', 'group_mom', 'batch_loss', 'RecorderCB']
+           'group_lr', 'group_mom', 'RecorderCB']
 
-# %% ../nbs/12_sgd.ipynb #951001bb
+# %% ../nbs/12_sgd.ipynb #195c0b74
 import math, torch
 from bisect import bisect_left
 from numbers import Integral
+from operator import attrgetter
 from .datasets import get_grid
 from .learner import *
 
@@ -32,7 +33,7 @@ def lin_anneal(
 
 anneals = {'cos': cos_anneal, 'linear': lin_anneal}
 
-# %% ../nbs/12_sgd.ipynb #c42b2813
+# %% ../nbs/12_sgd.ipynb #71bae49e
 def _mom_key(opt): return next((k for k in ('betas','momentum') if k in opt.param_groups[0]), None)
 
 def _check_total(n):
@@ -47,26 +48,32 @@ def _per_group(opt, nm, v):
 
 class Schedule:
     "Moves the learning rates of `opt`, and its momentum if asked, from point to point"
+    _keys = 't','total_steps','points','lr','mom','anneal_strategy'
     def __init__(self,
         opt, # Any optimizer of `torch.optim`
         total_steps, # How often `step` can be called
-        points, # Rising steps, the first and the last of the curve among them
+        points, # Steps between which the values move, rising
         lr, # For each parameter group, the learning rates at these points
         mom=None, # The same for momentum, which is `betas[0]` in Adam; None leaves it alone
         anneal_strategy='cos' # How to get from point to point, `cos` or `linear`
     ):
         self.opt = opt
-        self.load_state_dict(dict(t=0, total_steps=total_steps, points=points, lr=lr, mom=mom, anneal_strategy=anneal_strategy))
+        self.load_state_dict(dict(zip(self._keys, (0, total_steps, points, lr, mom, anneal_strategy))))
 
     def step(self):
         "Go on to the next step"
-        if self.t>=self.total_steps:
-            raise ValueError(f'{type(self).__name__} is at its end, all of its {self.total_steps} steps are taken: make it with total_steps='
-                             'epochs times batches for BatchSchedCB, epochs for EpochSchedCB.')
-        self.t += 1
-        self._write()
+        self.load_state_dict({**self.state_dict(), 't': self.t+1})
 
-    def _write(self):
+    def state_dict(self):
+        "All that is needed to go on from here, as plain numbers"
+        return {k: getattr(self, k) for k in self._keys}
+
+    def load_state_dict(self,
+        state # What `state_dict` gave
+    ):
+        "Go on from `state`, whose rates are written into the optimizer at once"
+        self._check(state)
+        vars(self).update(state)
         i = bisect_left(self.points, self.t, 1, len(self.points)-1)
         pct = (self.t-self.points[i-1])/(self.points[i]-self.points[i-1])
         def at(vals): return anneals[self.anneal_strategy](vals[i-1], vals[i], pct)
@@ -76,27 +83,21 @@ class Schedule:
             else: g['lr'] = at(self.lr[j])
             if self.mom: g[key] = (at(self.mom[j]), *g[key][1:]) if key=='betas' else at(self.mom[j])
 
-    def state_dict(self):
-        "All that is needed to go on from here, as plain numbers"
-        return {k: v for k,v in vars(self).items() if k!='opt'}
-
-    def load_state_dict(self,
-        state # What `state_dict` gave
-    ):
-        "Go on from `state`: its rates are written into the optimizer at once"
-        keys = 't','total_steps','points','lr','mom','anneal_strategy'
-        if set(state)!=set(keys): raise ValueError(f"The state has {', '.join(state) or 'nothing'}, expected {', '.join(keys)}: pass what {type(self).__name__}.state_dict() gave.")
-        _check_total(state['total_steps'])
-        ps,n,rows = state['points'],len(self.opt.param_groups),{k: state[k] for k in ('lr','mom') if state[k] is not None}
-        if state['anneal_strategy'] not in anneals: raise ValueError(f"anneal_strategy is {state['anneal_strategy']!r}, it has to be {' or '.join(anneals)}.")
-        if len(ps)<2 or any(b<=a for a,b in zip(ps, ps[1:])): raise ValueError(f'points are {ps}, they have to be two or more that rise.')
-        for k,v in rows.items():
-            if len(v)!=n: raise ValueError(f'{k} is for {len(v)} parameter groups, but the optimizer has {n}: give one list of values for each.')
-            if any(len(o)!=len(ps) for o in v): raise ValueError(f'{k} is {v}: each parameter group needs {len(ps)} values, one for each of the points.')
-        if 'mom' in rows and not _mom_key(self.opt):
-            raise ValueError(f'{type(self.opt).__name__} has neither momentum nor betas, so there is no momentum to move: pass cycle_momentum=False.')
-        vars(self).update(state)
-        self._write()
+    def _check(self, state):
+        nm,opt = type(self).__name__,type(self.opt).__name__
+        if set(state)!=set(self._keys):
+            raise ValueError(f"The state has {', '.join(state) or 'nothing'}, expected {', '.join(self._keys)}: pass what {nm}.state_dict() gave.")
+        t,total,points,lr,mom,anneal = (state[k] for k in self._keys)
+        _check_total(total)
+        if t>total: raise ValueError(f'{nm} is at its end, all of its {total} steps are taken: make it with total_steps='
+                                     'epochs times batches for BatchSchedCB, epochs for EpochSchedCB.')
+        if anneal not in anneals: raise ValueError(f"anneal_strategy is {anneal!r}, it has to be {' or '.join(anneals)}.")
+        if len(points)<2 or any(b<=a for a,b in zip(points, points[1:])): raise ValueError(f'points are {points}, they have to be two or more that rise.')
+        if mom and not _mom_key(self.opt): raise ValueError(f'{opt} has neither momentum nor betas that could be moved: pass cycle_momentum=False.')
+        for k,v in {'lr': lr, 'mom': mom}.items():
+            if v and (len(v)!=len(self.opt.param_groups) or any(len(o)!=len(points) for o in v)):
+                raise ValueError(f'{k} is {v}: it needs one list for each of the {len(self.opt.param_groups)} parameter groups of this {opt}, '
+                                 f'with one value for each of the {len(points)} points.')
 
 # %% ../nbs/12_sgd.ipynb #0820ac16
 class CosineAnnealing(Schedule):
@@ -110,7 +111,7 @@ class CosineAnnealing(Schedule):
         lr = [[float(g['lr']), e] for g,e in zip(opt.param_groups, _per_group(opt, 'eta_min', eta_min))]
         super().__init__(opt, total_steps, [0,total_steps], lr)
 
-# %% ../nbs/12_sgd.ipynb #69544a24
+# %% ../nbs/12_sgd.ipynb #4f022699
 class OneCycle(Schedule):
     "Warms up to `max_lr`, then cools down to nearly nothing; momentum goes the other way"
     def __init__(self,
@@ -130,16 +131,17 @@ class OneCycle(Schedule):
         if not 0<peak<end: raise ValueError(f'pct_start={pct_start} of total_steps={total_steps} is a warm-up of {peak+1:g} steps, '
                                             f'it has to be more than 1 and fewer than {total_steps}: change one of them.')
         lr = [[m/div_factor, m, m/div_factor/final_div_factor] for m in _per_group(opt, 'max_lr', max_lr)]
-        mom = list(zip(*(_per_group(opt, nm, v) for nm,v in (('max_momentum',max_momentum), ('base_momentum',base_momentum), ('max_momentum',max_momentum)))))
+        mom = [[hi,lo,hi] for hi,lo in zip(_per_group(opt, 'max_momentum', max_momentum), _per_group(opt, 'base_momentum', base_momentum))]
         super().__init__(opt, total_steps, [0,peak,end], lr, mom if cycle_momentum else None, anneal_strategy)
 
-# %% ../nbs/12_sgd.ipynb #d3eaa2fa
+# %% ../nbs/12_sgd.ipynb #905fdf56
 class _SchedCB(Callback):
     sits_out = True
     def __init__(self,
         sched # Makes the scheduler from an optimizer, for example `partial(OneCycle, max_lr=.1, total_steps=100)`
     ):
-        if not callable(sched): raise TypeError(f'sched is a finished {type(sched).__name__}: pass what makes one from an optimizer, as in partial(OneCycle, max_lr=.1, total_steps=100).')
+        if not callable(sched): raise TypeError(f'sched is a finished {type(sched).__name__}: pass what makes one from an optimizer, '
+                                                'as in partial(OneCycle, max_lr=.1, total_steps=100).')
         self.sched,self.schedo = sched,None
     def before_fit(self, learn):
         if learn.does_train: self.schedo = self.sched(learn.opt)
@@ -156,32 +158,36 @@ class EpochSchedCB(_SchedCB):
     "Steps a scheduler after each training epoch"
     def after_epoch(self, learn): self._step(learn)
 
-# %% ../nbs/12_sgd.ipynb #77410456
-def group_lr(learn, i=0):
-    "Learning rate of parameter group `i`"
+# %% ../nbs/12_sgd.ipynb #e7ffb6d2
+def group_lr(
+    learn, # The learner
+    i=0 # Number of the parameter group
+):
+    "Learning rate of a parameter group"
     return learn.opt.param_groups[i]['lr']
 
-def group_mom(learn, i=0):
-    "Momentum of parameter group `i`, in Adam its beta1"
+def group_mom(
+    learn, # The learner
+    i=0 # Number of the parameter group
+):
+    "Momentum of a parameter group, in Adam the first of its betas"
     g,key = learn.opt.param_groups[i],_mom_key(learn.opt)
     if not key: raise ValueError(f'{type(learn.opt).__name__} has neither momentum nor betas: leave momentum out of what is recorded.')
     return g[key][0] if key=='betas' else g[key]
 
-def batch_loss(learn):
-    "Loss of the batch"
-    return learn.loss
-
+# %% ../nbs/12_sgd.ipynb #e754da67
 _axis = {'lr': 'learning rate', 'mom': 'momentum'}
 
 class RecorderCB(Callback):
-    "Records values in each training batch, as lists by name in `recs`"
+    "Records values in each batch of a training fit, as lists by name in `recs`"
     sits_out = True
     def __init__(self,
         **getters # Functions of the learner by name; without any, rate, momentum (if there is one) and loss
     ): self.getters,self.recs = getters,{}
     def before_fit(self, learn):
         if not learn.does_train: return
-        self.now = self.getters or {'lr': group_lr, **({'mom': group_mom} if _mom_key(learn.opt) else {}), 'loss': batch_loss}
+        mom = {'mom': group_mom} if _mom_key(learn.opt) else {}
+        self.now = self.getters or {'lr': group_lr, **mom, 'loss': attrgetter('loss')}
         self.recs = {nm: [] for nm in self.now}
     def after_step(self, learn):
         for nm,f in self.now.items():
@@ -196,5 +202,5 @@ class RecorderCB(Callback):
         for ax,(nm,vals) in zip(axs, self.recs.items()):
             label = _axis.get(nm, nm)
             ax.plot(torch.stack(vals).cpu() if isinstance(vals[0], torch.Tensor) else vals)
-            ax.set(title=label.capitalize() if label==label.lower() else label, xlabel='training batch', ylabel=label)
+            ax.set(title=label[0].upper()+label[1:], xlabel='training batch', ylabel=label)
         return fig

@@ -1,0 +1,313 @@
+"Schedules against PyTorch's own, through interruptions and in fits; recorded values"
+import io, json, math, pytest, torch, torch.nn.functional as F
+from functools import partial
+from itertools import product
+from torch import nn, optim
+from torch.optim import lr_scheduler
+from miniai.learner import *
+from miniai.sgd import *
+from conftest import toy_dls, toy_model
+
+def two_groups(opt_func=optim.SGD, **kw):
+    a,b = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    return opt_func([{'params': [a], 'lr': .02}, {'params': [b]}], lr=.3, **kw)
+
+def read(opt): return [(float(g['lr']), g['betas'][0] if 'betas' in g else g.get('momentum')) for g in opt.param_groups]
+
+def trace(make, opt, n):
+    "What the groups hold before each of n steps and after the last"
+    sched,res = make(opt),[read(opt)]
+    for _ in range(n):
+        opt.step()
+        sched.step()
+        res.append(read(opt))
+    return res
+
+def check_same(ours, theirs):
+    assert len(ours)==len(theirs)
+    for t,(a,b) in enumerate(zip(ours, theirs)):
+        for g,h in zip(a, b, strict=True):
+            for v,w in zip(g, h, strict=True): assert v==w or abs(v-w)<1e-9, (t,a,b)
+
+WITH_MOM = optim.SGD, optim.RMSprop, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax
+WITHOUT = optim.Adagrad, optim.Adadelta, optim.Rprop, optim.ASGD
+
+# equal to PyTorch's
+
+@pytest.mark.parametrize('opt_func', WITH_MOM+WITHOUT)
+@pytest.mark.parametrize('n', [1,2,3,10,257])
+@pytest.mark.parametrize('eta_min', [0.,1e-3,.1])
+def test_cosine_equals_torch(opt_func, n, eta_min):
+    check_same(trace(partial(CosineAnnealing, total_steps=n, eta_min=eta_min), two_groups(opt_func), n),
+               trace(partial(lr_scheduler.CosineAnnealingLR, T_max=n, eta_min=eta_min), two_groups(opt_func), n))
+
+def check_onecycle(opt_func, **kw):
+    ours,theirs = (trace(partial(f, **kw), two_groups(opt_func), kw['total_steps']) for f in (OneCycle, lr_scheduler.OneCycleLR))
+    check_same(ours, theirs)
+    return ours
+
+@pytest.mark.parametrize('opt_func', [optim.SGD, optim.AdamW])
+@pytest.mark.parametrize('anneal', ['cos','linear'])
+@pytest.mark.parametrize('max_lr', [.1, [.05,.7]])
+def test_onecycle_equals_torch(opt_func, anneal, max_lr):
+    for n,pct,div,final,(base,high) in product((7,10,61), (.25,.3,.5,.9), (25.,2.), (1e4,10.), ((.85,.95),(.5,.9),([.8,.7],[.9,.99]))):
+        check_onecycle(opt_func, max_lr=max_lr, total_steps=n, pct_start=pct, anneal_strategy=anneal, div_factor=div, final_div_factor=final,
+                       base_momentum=base, max_momentum=high)
+
+@pytest.mark.parametrize('opt_func', WITH_MOM)
+@pytest.mark.parametrize('anneal', ['cos','linear'])
+def test_onecycle_equals_torch_for_all_optimizers(opt_func, anneal):
+    rows = check_onecycle(opt_func, max_lr=[.05,.7], total_steps=1000, anneal_strategy=anneal)
+    assert max(rows[:1000])==rows[299]==[(.05,.85),(.7,.85)]
+
+@pytest.mark.parametrize('opt_func', WITH_MOM+WITHOUT)
+def test_onecycle_leaves_momentum_alone(opt_func):
+    before = [m for _,m in read(two_groups(opt_func))]
+    kw = dict(max_lr=.1, total_steps=20, cycle_momentum=False)
+    ours,theirs = (trace(partial(f, **kw), two_groups(opt_func), 20) for f in (OneCycle, lr_scheduler.OneCycleLR))
+    check_same(ours, theirs)
+    assert all([m for _,m in row]==before for row in ours)
+
+def test_other_betas_stay():
+    opt = two_groups(optim.AdamW, betas=(.9,.97))
+    OneCycle(opt, .1, 10).step()
+    assert [g['betas'][1:] for g in opt.param_groups]==[(.97,)]*2
+
+def test_a_rate_that_is_a_tensor_stays_the_same_tensor():
+    lrs = [torch.tensor(.02), torch.tensor(.3)]
+    opt = optim.AdamW([{'params': [nn.Parameter(torch.ones(2))], 'lr': lr} for lr in lrs], foreach=False)
+    sched = CosineAnnealing(opt, 4)
+    for _ in range(2): sched.step()
+    assert all(g['lr'] is lr for g,lr in zip(opt.param_groups, lrs)) and torch.allclose(torch.stack(lrs), torch.tensor([.01,.15]))
+
+def test_eta_min_for_each_group():
+    assert trace(partial(CosineAnnealing, total_steps=5, eta_min=[.001,.01]), two_groups(), 5)[-1]==[(.001,0),(.01,0)]
+
+# saved and loaded
+
+MAKERS = {'cosine': partial(CosineAnnealing, total_steps=12, eta_min=1e-3), 'onecycle': partial(OneCycle, max_lr=[.05,.7], total_steps=12),
+          'linear': partial(OneCycle, max_lr=.1, total_steps=12, anneal_strategy='linear')}
+
+def through_file(state):
+    f = io.BytesIO()
+    torch.save(state, f)
+    f.seek(0)
+    return torch.load(f, weights_only=True)
+
+@pytest.mark.parametrize('make', MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize('opt_func', [optim.SGD, optim.AdamW])
+@pytest.mark.parametrize('copy', [through_file, lambda s: json.loads(json.dumps(s))], ids=['torch.save','json'])
+@pytest.mark.parametrize('order', ['optimizer first','schedule first','schedule only'])
+def test_resumed_anywhere_goes_on_the_same(make, opt_func, copy, order):
+    whole = trace(make, two_groups(opt_func), 12)
+    for stop in range(13):
+        opt = two_groups(opt_func)
+        sched = make(opt)
+        for _ in range(stop): sched.step()
+        states,opt2 = (through_file(opt.state_dict()), copy(sched.state_dict())),two_groups(opt_func)
+        if order=='optimizer first': opt2.load_state_dict(states[0])
+        sched2 = make(opt2)
+        sched2.load_state_dict(states[1])
+        if order=='schedule first': opt2.load_state_dict(states[0])
+        rest = [read(opt2)]
+        for _ in range(stop, 12):
+            sched2.step()
+            rest.append(read(opt2))
+        assert rest==whole[stop:]
+
+def test_a_state_is_a_picture_of_its_moment():
+    sched = MAKERS['onecycle'](two_groups())
+    state = sched.state_dict()
+    kept = json.dumps(state)
+    for _ in range(5): sched.step()
+    assert json.dumps(state)==kept!=json.dumps(sched.state_dict())
+
+def test_optimizer_state_loaded_on_the_way():
+    "The optimizer's groups are new dicts then, and the schedule still steers them"
+    opt = two_groups()
+    sched = MAKERS['cosine'](opt)
+    whole,seen = trace(MAKERS['cosine'], two_groups(), 12),[]
+    for _ in range(12):
+        sched.step()
+        opt.load_state_dict(opt.state_dict())
+        seen.append(read(opt))
+    assert seen==whole[1:]
+
+def test_states_that_do_not_fit():
+    sched = MAKERS['onecycle'](two_groups())
+    before = sched.state_dict(),read(sched.opt)
+    one,plain = optim.SGD([nn.Parameter(torch.ones(1))], .1),two_groups(optim.Adagrad)
+    theirs = lr_scheduler.OneCycleLR(two_groups(), .1, 10).state_dict()
+    for state,msg in ((theirs, 'expected t, total_steps, points.*pass what OneCycle.state_dict'), ({}, 'The state has nothing'),
+                      (CosineAnnealing(one, 10).state_dict(), r'it needs one list for each of the 2 parameter groups of this SGD'),
+                      ({**before[0], 't': 13}, 'OneCycle is at its end')):
+        with pytest.raises(ValueError, match=msg): sched.load_state_dict(state)
+        assert (sched.state_dict(),read(sched.opt))==before
+    with pytest.raises(ValueError, match='Adagrad has neither'): CosineAnnealing(plain, 12).load_state_dict(before[0])
+
+# errors
+
+@pytest.mark.parametrize('f', [partial(OneCycle, max_lr=.1), CosineAnnealing, partial(Schedule, points=[0,9], lr=[[1,0]]*2)], ids=['onecycle','cosine','schedule'])
+@pytest.mark.parametrize('total', [0, -3, 2.5, 10., None, '10', float('nan')])
+def test_impossible_total(f, total):
+    with pytest.raises(ValueError, match='total_steps is .*whole number of at least 1: epochs times batches for BatchSchedCB, epochs for EpochSchedCB'):
+        f(two_groups(), total_steps=total)
+
+@pytest.mark.parametrize('n, pct', [(1,.3), (3,.3), (10,.1), (10,0.), (10,-.5), (10,1.), (10,1.5), (10,math.nan)])
+def test_total_too_short_for_pct_start(n, pct):
+    with pytest.raises(ValueError, match=f'pct_start={pct} of total_steps={n} is a warm-up of .* steps, it has to be more than 1 and fewer than {n}: change'):
+        OneCycle(two_groups(), .1, n, pct_start=pct)
+
+@pytest.mark.parametrize('make', MAKERS.values(), ids=MAKERS)
+def test_step_past_the_end(make):
+    opt = two_groups()
+    sched = make(opt)
+    for _ in range(12): sched.step()
+    before = read(opt),sched.t
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f'{type(sched).__name__} is at its end, all of its 12 steps are taken: make it with total_steps='): sched.step()
+    assert (read(opt),sched.t)==before
+
+@pytest.mark.parametrize('opt_func', WITHOUT)
+def test_no_momentum_to_cycle(opt_func):
+    opt = two_groups(opt_func)
+    before = read(opt)
+    with pytest.raises(ValueError, match=f'{opt_func.__name__} has neither momentum nor betas.*cycle_momentum=False'): OneCycle(opt, .1, 10)
+    assert read(opt)==before
+    OneCycle(opt, .1, 10, cycle_momentum=False).step()
+
+@pytest.mark.parametrize('kw, msg', [
+    (dict(max_lr=[.1]), 'max_lr has 1 values, but the optimizer has 2'), (dict(base_momentum=(.1,.2,.3)), 'base_momentum has 3 values'),
+    (dict(max_momentum=[.9]), 'max_momentum has 1'), (dict(anneal_strategy='exp'), "anneal_strategy is 'exp', it has to be cos or linear")])
+def test_bad_settings(kw, msg):
+    with pytest.raises(ValueError, match=msg): OneCycle(two_groups(), **{'max_lr': .1, 'total_steps': 10, **kw})
+
+@pytest.mark.parametrize('kw, msg', [
+    (dict(points=[0]), 'two or more that rise'), (dict(points=[0,5,5]), 'two or more that rise'), (dict(lr=[[1,0]]), 'one list for each of the 2'),
+    (dict(lr=[[1,0],[1]]), 'one value for each of the 2 points'), (dict(mom=[[.9,.8]]), 'mom is .*one list for each of the 2')])
+def test_bad_points(kw, msg):
+    with pytest.raises(ValueError, match=msg): Schedule(two_groups(), 10, **{'points': [0,10], 'lr': [[1,0]]*2, **kw})
+
+def test_a_group_added_on_the_way():
+    sched = MAKERS['cosine'](two_groups())
+    sched.opt.add_param_group({'params': [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(ValueError, match='one list for each of the 3 parameter groups'): sched.step()
+
+# in fits
+
+def body_and_head(params, lr, opt_func=optim.AdamW):
+    params = list(params)
+    return opt_func([{'params': params[:2], 'lr': lr/10}, {'params': params[2:]}], lr)
+
+def learner(*cbs, opt_func=body_and_head): return TrainLearner(toy_model(), toy_dls(), F.cross_entropy, .1, cbs=cbs, opt_func=opt_func)
+
+def both(**kw): return RecorderCB(lr0=group_lr, lr1=partial(group_lr, i=1), mom0=group_mom, mom1=partial(group_mom, i=1), **kw)
+
+PAIRS = {'batch 1cycle': (BatchSchedCB, partial(OneCycle, max_lr=[.01,.2], total_steps=12), partial(lr_scheduler.OneCycleLR, max_lr=[.01,.2], total_steps=12)),
+         'batch cosine': (BatchSchedCB, partial(CosineAnnealing, total_steps=12), partial(lr_scheduler.CosineAnnealingLR, T_max=12)),
+         'epoch cosine': (EpochSchedCB, partial(CosineAnnealing, total_steps=3, eta_min=.01), partial(lr_scheduler.CosineAnnealingLR, T_max=3, eta_min=.01)),
+         'epoch 1cycle': (EpochSchedCB, partial(OneCycle, max_lr=.1, total_steps=3, pct_start=.5), partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=3, pct_start=.5))}
+
+@pytest.mark.parametrize('cb, ours, theirs', PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize('first', [True,False])
+def test_fit_equals_torch(cb, ours, theirs, first):
+    "The same rates at every batch and the same weights at the end, wherever the recorder stands"
+    res = []
+    for sched in ours,theirs:
+        rec,cbs = both(),[cb(sched)]
+        cbs.insert(0 if first else 1, rec)
+        learn = learner(*cbs)
+        learn.fit(3)
+        assert len(set(rec.recs['lr1']))==(12 if cb is BatchSchedCB else 3)
+        res.append((rec.recs, [p.detach() for p in learn.model.parameters()]))
+    for nm,vals in res[0][0].items(): assert vals==pytest.approx(res[1][0][nm], abs=1e-9, rel=0)
+    assert all(torch.allclose(a, b) for a,b in zip(res[0][1], res[1][1]))
+
+@pytest.mark.parametrize('make', [CosineAnnealing, partial(OneCycle, max_lr=.1)])
+def test_looking_leaves_the_schedule_alone(make):
+    rec,cb = RecorderCB(),BatchSchedCB(partial(make, total_steps=8))
+    learn = learner(cb, rec)
+    learn.fit(2)
+    sched,state,recs = cb.schedo,cb.schedo.state_dict(),{k: list(v) for k,v in rec.recs.items()}
+    groups = read(learn.opt)
+    learn.lr_find(show=False)
+    learn.fit(1, train=False)
+    assert cb.schedo is sched and sched.state_dict()==state and read(learn.opt)==groups
+    assert all(len(rec.recs[k])==len(v)==8 and all(a is b for a,b in zip(rec.recs[k], v)) for k,v in recs.items())
+
+def test_lr_find_between_fits_changes_nothing():
+    def run(look):
+        rec = RecorderCB()
+        learn = learner(BatchSchedCB(partial(OneCycle, max_lr=.1, total_steps=8)), rec)
+        learn.fit(2)
+        if look: learn.lr_find(show=False)
+        learn.fit(2)
+        return {k: [float(o) for o in v] for k,v in rec.recs.items()}
+    assert run(True)==run(False)
+
+@pytest.mark.parametrize('cb, total, epochs', [(BatchSchedCB,7,2), (BatchSchedCB,2,2), (EpochSchedCB,2,3)])
+@pytest.mark.parametrize('make', [CosineAnnealing, partial(OneCycle, max_lr=.1, pct_start=.8)])
+def test_fit_longer_than_its_schedule(cb, total, epochs, make):
+    rec = RecorderCB()
+    with pytest.raises(ValueError, match=f'all of its {total} steps are taken: make it with total_steps=epochs times batches for BatchSchedCB, epochs') as e:
+        learner(cb(partial(make, total_steps=total)), rec).fit(epochs)
+    assert f"Raised in callback {cb.__name__}, event after_{'batch' if cb is BatchSchedCB else 'epoch'}." in e.value.__notes__
+    assert len(rec.recs['lr'])==(total+1 if cb is BatchSchedCB else 4*(total+1))
+
+def test_validation_and_cancelled_batches_take_no_step():
+    class Skip(Callback):
+        def before_batch(self, learn):
+            if learn.training and learn.iter==1: raise CancelBatchException()
+    cb,rec = BatchSchedCB(partial(CosineAnnealing, total_steps=8)),RecorderCB()
+    learner(cb, rec, Skip()).fit(2)
+    assert cb.schedo.t==len(rec.recs['lr'])==6
+
+@pytest.mark.parametrize('cb', [BatchSchedCB, EpochSchedCB])
+def test_a_finished_scheduler_is_refused(cb):
+    for f in partial(CosineAnnealing, total_steps=3), partial(lr_scheduler.CosineAnnealingLR, T_max=3):
+        with pytest.raises(TypeError, match='sched is a finished CosineAnnealing.*pass what makes one from an optimizer'): cb(f(two_groups()))
+
+# RecorderCB
+
+@pytest.mark.parametrize('opt_func, names', [(optim.SGD, ['lr','mom','loss']), (optim.AdamW, ['lr','mom','loss']), (optim.Adagrad, ['lr','loss'])])
+def test_recorder_defaults(opt_func, names):
+    rec = RecorderCB()
+    learn = learner(rec, opt_func=opt_func)
+    learn.fit(2)
+    assert list(rec.recs)==names and {len(v) for v in rec.recs.values()}=={8}
+    learn.fit(1)
+    assert {len(v) for v in rec.recs.values()}=={4}
+
+def test_recorder_does_not_sync(monkeypatch):
+    "During a fit no tensor is turned into a number; what is kept is out of the graph"
+    rec = RecorderCB(loss=lambda learn: learn.loss, norm=lambda learn: learn.model[0].weight.norm())
+    learn = learner(rec, opt_func=optim.SGD)
+    def no(*args): raise AssertionError('a sync')
+    with monkeypatch.context() as m:
+        for nm in 'item','tolist','cpu','numpy','__float__','__bool__': m.setattr(torch.Tensor, nm, no)
+        learn.fit(1)
+    assert all(isinstance(v, torch.Tensor) and v.grad_fn is None for vals in rec.recs.values() for v in vals)
+
+def test_recorder_keeps_values_that_are_changed_in_place():
+    rec = RecorderCB(w=lambda learn: learn.model[0].bias)
+    learner(rec, opt_func=optim.SGD).fit(1)
+    assert len({tuple(v.tolist()) for v in rec.recs['w']})==4
+
+def test_recorder_names_the_optimizer_without_momentum():
+    with pytest.raises(ValueError, match='Adagrad has neither momentum nor betas: leave momentum out'): learner(RecorderCB(mom=group_mom), opt_func=optim.Adagrad).fit(1)
+
+def test_recorder_plot():
+    import matplotlib
+    matplotlib.use('Agg')
+    rec = RecorderCB()
+    with pytest.raises(ValueError, match='Nothing is recorded yet'): rec.plot()
+    learn = learner(rec, BatchSchedCB(partial(OneCycle, max_lr=.1, total_steps=8)))
+    learn.fit(2)
+    axs = rec.plot().axes
+    assert [ax.get_ylabel() for ax in axs]==['learning rate','momentum','loss'] and {ax.get_xlabel() for ax in axs}=={'training batch'}
+    assert all(ax.get_title() for ax in axs)
+    for ax,vals in zip(axs, rec.recs.values()): assert ax.lines[0].get_ydata().tolist()==pytest.approx([float(v) for v in vals])
+    four = both(bias=lambda learn: learn.model[0].bias)
+    learn.fit(1, cbs=four)
+    axs = [ax for ax in four.plot().axes if ax.lines]
+    assert [ax.get_ylabel() for ax in axs]==['lr0','lr1','mom0','mom1','bias'] and len(axs[-1].lines)==6
