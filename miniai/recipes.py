@@ -6,7 +6,7 @@
 __all__ = ['models', 'recipes', 'resnet18d_model', 'Recipe', 'get_recipe', 'recipe_learner', 'atomic', 'CheckpointCB',
            'plot_mistakes', 'plot_history', 'load_run', 'load_model', 'load_results', 'results_table', 'main']
 
-# %% ../nbs/16_recipes.ipynb #d853e323
+# %% ../nbs/16_recipes.ipynb #47a9d97f
 import csv, json, os, pickle, subprocess, sys, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn, optim
-from torch.optim import lr_scheduler
 import fastcore.all as fc
 import miniai
 from .datasets import *
@@ -63,7 +62,7 @@ def get_recipe(
     if name not in recipes: raise ValueError(f"There is no recipe {name!r}: choose from {', '.join(recipes)}.")
     return recipes[name]
 
-# %% ../nbs/16_recipes.ipynb #e8dfe49f
+# %% ../nbs/16_recipes.ipynb #95801fb4
 def recipe_learner(
     r, # A `Recipe`
     splits, # As `fashion_tensors` gives them
@@ -76,7 +75,7 @@ def recipe_learner(
     dls = DataLoaders.from_tensors(splits, r.batch_size, seed=seed)
     model = models[r.model]()
     if r.kaiming: model.apply(partial(init_weights, leaky=.1))
-    sched = partial(lr_scheduler.OneCycleLR, max_lr=r.lr, total_steps=r.epochs*len(dls.train))
+    sched = partial(OneCycle, max_lr=r.lr, total_steps=r.epochs*len(dls.train))
     norm = NormBatch(*pixel_stats(splits['train'][0]))
     return TrainLearner(model, dls, F.cross_entropy, r.lr, opt_func=optim.AdamW,
                         cbs=[DeviceCB(device), BatchTransformCB(norm), BatchSchedCB(sched), MetricsCB(Accuracy()), *fc.L(cbs)])

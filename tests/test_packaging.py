@@ -72,7 +72,7 @@ def test_plain_install_works_outside_the_checkout(built, tmp_path):
     assert 'usage: miniai-train' in run(target/'bin/miniai-train', '--help', cwd=tmp_path, PYTHONPATH=str(target))
 
 def test_modules_are_what_the_notebooks_export(checkout):
-    run(sys.executable, '-c', 'from nbdev.export import nbdev_export; nbdev_export()', cwd=checkout)
+    run(sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()', cwd=checkout)
     for f in (ROOT/'miniai').glob('*.py'): assert f.read_text()==(checkout/'miniai'/f.name).read_text(), f'{f.name}: run nbdev-export'
 
 def test_exported_code_imports_only_from_lower_numbers():
