@@ -544,7 +544,7 @@ class LRFinderCB(Callback):
         if loss>self.best+abs(self.best)*(self.max_mult-1) or lr*self.gamma>self.end_lr: raise CancelFitException()
         for g in learn.opt.param_groups: g['lr'] *= self.gamma
 
-# %% ../nbs/09_learner.ipynb #c6c2283c
+# %% ../nbs/09_learner.ipynb #014dd176
 class LRFind:
     "What the learning rate finder saw: `lrs`, `losses`, and the suggestions `steep` and `valley`"
     def __init__(self, lrs, losses):
@@ -567,7 +567,8 @@ class LRFind:
         for nm,col in ('steep','C1'),('valley','C3'):
             lr = getattr(self, nm)
             ax.plot(lr, self.smooth[self.lrs.index(lr)], 'o', color=col, ms=9, label=f'{nm}: {lr:.2g}')
-        ax.set(xscale='log', title='Learning rate finder', xlabel='learning rate (log scale)', ylabel='loss')
+        lo,hi = self.smooth.min(),self.smooth[:self.smooth.argmin()+1].max()
+        ax.set(xscale='log', ylim=(lo-.1*(hi-lo), hi+.5*(hi-lo)) if hi>lo else None, title='Learning rate finder', xlabel='learning rate (log scale)', ylabel='loss')
         ax.legend()
         return ax
     def _ipython_display_(self):
