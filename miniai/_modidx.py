@@ -217,6 +217,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'miniai.recipes._Predictions': ('recipes.html#_predictions', 'miniai/recipes.py'),
                                 'miniai.recipes._Predictions.after_batch': ('recipes.html#_predictions.after_batch', 'miniai/recipes.py'),
                                 'miniai.recipes._Predictions.before_fit': ('recipes.html#_predictions.before_fit', 'miniai/recipes.py'),
+                                'miniai.recipes._as_told': ('recipes.html#_as_told', 'miniai/recipes.py'),
                                 'miniai.recipes._check_run': ('recipes.html#_check_run', 'miniai/recipes.py'),
                                 'miniai.recipes._commit': ('recipes.html#_commit', 'miniai/recipes.py'),
                                 'miniai.recipes._device_name': ('recipes.html#_device_name', 'miniai/recipes.py'),

@@ -171,7 +171,7 @@ def plot_history(
         ax.legend()
     return fig
 
-# %% ../nbs/16_recipes.ipynb #20bda787
+# %% ../nbs/16_recipes.ipynb #0715b6d7
 def _get_splits(data, device):
     "The splits that `data` asks for, and where they come from"
     if data!='auto': return fashion_tensors(data, device=device), data_source(data)
@@ -237,7 +237,7 @@ def load_run(
             recipe=r.name, model=r.model, seed=seed, epochs=r.epochs, accuracy=round(last['valid_accuracy'], 5), tta_accuracy=None,
             loss=round(last['valid_loss'], 5), train_accuracy=round(last['train_accuracy'], 5), seconds=round(sum(h['train_seconds'] for h in learn.metrics.history), 1),
             device=_device_name(device), threads=torch.get_num_threads(), torch=torch.__version__, date=date.today().isoformat(), commit=commit,
-            **({'valid': valid} if valid else {}), **({'images': n_train} if size else {}))
+            **({'valid': valid} if valid else {}), **({'images': n_train} if size else {}), **{k: getattr(r, k) for k in ('lr','batch_size') if getattr(r, k)!=getattr(get_recipe(recipe), k)})
         _write_run(learn)
     ckpt.unlink(missing_ok=True)
     where = 'the sample' if size=='sample' else f'{n_valid:,} held-out training images' if valid else 'the test split'
@@ -287,19 +287,21 @@ def _read_run(learn):
     with open(learn.run/'log.csv', newline='') as f:
         learn.metrics.history = [{k: int(v) if k=='epoch' else float(v) for k,v in row.items()} for row in csv.DictReader(f)]
 
-# %% ../nbs/16_recipes.ipynb #f346a85d
+# %% ../nbs/16_recipes.ipynb #d55a3bec
 def load_results(
     folder # Folder with `*.jsonl` files
 )->list: # Result lines as dicts
     "All result lines in `folder`"
     return [json.loads(l) for f in sorted(Path(folder).glob('*.jsonl')) for l in f.read_text().splitlines()]
 
+def _as_told(r): return not {'valid','images','lr','batch_size'} & r.keys()
+
 def results_table(
     results # Result lines
 )->str: # A Markdown table
-    "Accuracies by recipe and number of epochs, beside the lesson's"
+    "Accuracies by recipe and number of epochs, beside the lesson's, of runs on all data with the recipe's settings"
     rows = ['| recipe | epochs | accuracy | seeds | the lesson | seconds | device |', '|---|---|---|---|---|---|---|']
-    for (nm,epochs,device),rs in fc.groupby(results, lambda r: (r['recipe'], r['epochs'], r['device'])).items():
+    for (nm,epochs,device),rs in fc.groupby(filter(_as_told, results), lambda r: (r['recipe'], r['epochs'], r['device'])).items():
         acc = torch.tensor([r['accuracy'] for r in rs], dtype=torch.double)
         sd = f' ± {acc.std():.4f}' if len(rs)>1 else ''
         lesson = recipes[nm].lesson if nm in recipes and recipes[nm].epochs==epochs else None
