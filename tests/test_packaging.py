@@ -89,7 +89,7 @@ def test_notebooks_are_committed_executed(nb):
 
 def test_readme_is_made_from_the_index():
     text = ''.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/index.ipynb').read_text())['cells'] if c['cell_type']=='markdown')
-    readme = (ROOT/'README.md').read_text()
+    readme,text = (ROOT/'README.md').read_text(),re.sub(r'\]\((images/|\d{2}_)', r'](nbs/\1', text)
     for line in filter(None, map(str.strip, text.splitlines())): assert line in readme, f'make readme: {line}'
     assert 'make train' in readme and 'make test' in readme
     assert 'make test' in (ROOT/'.ci/run').read_text() and '.ci/run' in (ROOT/'.github/workflows/ci.yml').read_text()
