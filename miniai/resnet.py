@@ -76,7 +76,7 @@ class GlobalAvgPool(nn.Module):
     "Mean over the grid: (n,c,h,w) to (n,c)"
     def forward(self, x): return x.mean((-2,-1))
 
-# %% ../nbs/13_resnet.ipynb #04b698fd
+# %% ../nbs/13_resnet.ipynb #49325fdc
 def get_model(
     nfs=(8,16,32,64,128,256), # Output channels of the stem, then of each block that halves the grid
     ni=1, # Input channels
@@ -98,7 +98,8 @@ def get_model(
     _check(ni=ni, n_out=n_out, **{f'nfs[{i}]': nf for i,nf in enumerate(nfs)}, **{f'size[{i}]': s for i,s in enumerate(grid)})
     layers = OrderedDict(stem=(stem or block)(ni, nfs[0], stride=1, ks=ks, act=act, norm=norm))
     for i in range(1, len(nfs)):
-        if max(grid)==1: raise ValueError(f'An input of size {size} has shrunk to a 1×1 grid before block {i} of {len(nfs)-1}: take a larger input, or at most {i} widths instead of {nfs}.')
+        if max(grid)==1: raise ValueError(f'An input of size {size} has shrunk to a 1×1 grid before block {i} of {len(nfs)-1}: '
+                                          f'take a larger input, or at most {i} widths instead of {nfs}.')
         layers[f'block{i}'] = block(nfs[i-1], nfs[i], stride=2, ks=3, act=act, norm=norm)
         grid = [-(-s//2) for s in grid]
     if extra is not None:
