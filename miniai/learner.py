@@ -205,7 +205,7 @@ def format_row(
     def f(k, v): return f"{v:.{1 if 'seconds' in k else 3}f}" if isinstance(v, float) else str(v)
     return {k.replace('_',' '): f(k,v) for k,v in row.items()}
 
-# %% ../nbs/09_learner.ipynb #f2096d6b
+# %% ../nbs/09_learner.ipynb #ab907224
 class Learner:
     "Trains `model` on `dls`; what happens on the way is up to the callbacks"
     def __init__(self,
@@ -221,6 +221,7 @@ class Learner:
         self.cbs = list(fc.L(cbs))
         self.opt,self.looking,self.logger = None,False,print_row
         self.batch = self.preds = self.loss = None
+        self._listeners = {}
 
     @property
     def training(self): return self.model.training
@@ -229,7 +230,9 @@ class Learner:
     @property
     def yb(self): return split_batch(self.batch, self.n_inp)[1]
 
-    def callback(self, method_nm): run_cbs(self.cbs, method_nm, self)
+    def callback(self, method_nm):
+        if method_nm not in self._listeners: self._listeners[method_nm] = [cb for cb in self.cbs if hasattr(cb, method_nm)]
+        if cbs := self._listeners[method_nm]: run_cbs(cbs, method_nm, self)
     def predict(self): self.callback('predict')
     def get_loss(self): self.callback('get_loss')
     def backward(self): self.callback('backward')
@@ -287,16 +290,16 @@ class Learner:
         "Train and validate for `n_epochs` epochs"
         if not isinstance(n_epochs, int) or n_epochs<0: raise ValueError(f'n_epochs is {n_epochs!r}, it has to be a whole number, 0 or more.')
         if n_epochs==0: return
-        kept = self.cbs,self.logger
+        kept = self.cbs,self.logger,self._listeners
         self.n_epochs,self.does_train,self.does_valid,self.epoch,self.iter = n_epochs,train,valid,0,-1
-        self.cbs = self.cbs + list(fc.L(cbs))
+        self.cbs,self._listeners = self.cbs + list(fc.L(cbs)),{}
         try:
             if train:
                 self.opt = self.opt_func(self.model.parameters(), self.lr if lr is None else lr)
                 self._fit()
             else:
                 with no_trace(self): self._fit()
-        finally: self.cbs,self.logger = kept
+        finally: self.cbs,self.logger,self._listeners = kept
 
 # %% ../nbs/09_learner.ipynb #92a6807f
 class TrainCB(Callback):
@@ -337,12 +340,12 @@ class MomentumLearner(TrainLearner):
             for p in self.model.parameters():
                 if p.grad is not None: p.grad *= self.mom
 
-# %% ../nbs/09_learner.ipynb #b1a94de5
+# %% ../nbs/09_learner.ipynb #f9c14882
 class DeviceCB(Callback):
     "Moves the model and each batch to `device`"
     def __init__(self,
         device=None # Where to; None is `def_device`
-    ): self.device = device or def_device
+    ): self.device = torch.device(device or def_device)
     def before_fit(self, learn): learn.model.to(self.device)
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
 
