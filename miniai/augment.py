@@ -110,7 +110,7 @@ class AltFlipCB(Callback):
         flip = self.half(x)^(learn.epoch%2==1)
         learn.batch = tfm_batch(learn.batch, lambda x: torch.where(flip[:,None,None,None], x.flip(-1), x))
 
-# %% ../nbs/14_augment.ipynb #4aadb8c1
+# %% ../nbs/14_augment.ipynb #0d60af3a
 def _check_boxes(pct, max_num):
     if not 0<pct<=1: raise ValueError(f'pct is {pct}, it has to be above 0 and at most 1: the share of height and width that a patch has.')
     if max_num!=int(max_num) or max_num<0: raise ValueError(f'max_num is {max_num}, it has to be a whole number, 0 or more.')
@@ -139,7 +139,7 @@ def rand_erase(
 ): # A new tensor
     "Replace random patches by noise of the batch's mean, deviation and range"
     *_,mask = _rand_boxes(x, pct, max_num, per_image)
-    noise = (torch.randn_like(x)*x.std()+x.mean()).clamp(x.min(), x.max())
+    noise = (torch.randn(x.shape, dtype=x.dtype, device=x.device)*x.std()+x.mean()).clamp(x.min(), x.max())
     return torch.where(mask.any(1, keepdim=True), noise, x)
 
 class _RandBoxes(nn.Module):

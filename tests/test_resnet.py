@@ -1,0 +1,307 @@
+"The lesson's models, and the summary that leaves no trace"
+import shutil, pytest, torch, torch.nn.functional as F
+from functools import partial
+from torch import nn, optim
+from torch.nn.modules import module as nn_module
+from torch.utils.flop_counter import FlopCounterMode
+from miniai.datasets import *
+from miniai.init import *
+from miniai.learner import *
+from miniai.resnet import *
+from miniai.sgd import BatchSchedCB
+from conftest import toy_dls
+from test_learner import EVENTS, Raises
+from test_no_trace import check, learner as toy_learner
+
+MODELS = dict(base=base_model, conv=conv_model, resnet=resnet, wide=wide, model2=model2, model3=model3, model4=model4)
+each_model = pytest.mark.parametrize('name', MODELS)
+X = torch.randn(4,1,28,28, generator=torch.Generator().manual_seed(0))
+
+def images(n=8, bs=4, **splits):
+    xy = X.repeat(n//4,1,1,1),torch.arange(n)%10
+    return DataLoaders.from_tensors({'train': xy, 'valid': xy, **splits}, bs, seed=0)
+
+def made(name, **kwargs):
+    set_seed(0)
+    return MODELS[name](**kwargs).apply(partial(init_weights, leaky=.1))
+
+def n_hooks(model):
+    own = sum(len(h) for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks))
+    return own+len(nn_module._global_forward_hooks)+len(nn_module._global_forward_pre_hooks)
+
+# models
+
+@pytest.mark.parametrize('name, params, biases', [('resnet',1_228_908,1008), ('model2',4_907_588,2016), ('model3',1_231_428,992), ('model4',1_224_948,976)])
+def test_sizes_are_the_lessons_less_useless_biases(name, params, biases):
+    m = made(name)
+    assert biases==sum(o.num_features for o in m.modules() if isinstance(o, nn.BatchNorm2d))
+    assert sum(p.numel() for p in m.parameters())==params-biases
+
+@each_model
+def test_trains_a_step(name):
+    m = made(name)
+    F.cross_entropy(m(X), torch.arange(4)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in m.parameters())
+
+@each_model
+def test_compiles_whole(name):
+    m = made(name).eval()
+    c = torch.compile(m, backend='aot_eager', fullgraph=True)
+    with torch.no_grad(): assert torch.allclose(c(X), m(X), atol=1e-5)
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='inductor needs a C++ compiler')
+def test_compiles_with_inductor():
+    m = get_model(nfs=(4,), pool=True).eval()
+    with torch.no_grad(): assert torch.allclose(torch.compile(m)(X), m(X), atol=1e-5)
+
+@each_model
+def test_exports(name):
+    m = made(name).eval()
+    dims = ({0: torch.export.Dim('batch', min=1, max=64)},)
+    e = torch.export.export(m, (X,), dynamic_shapes=dims)
+    with torch.no_grad(): assert torch.allclose(e.module()(X[:2]), m(X[:2]), atol=1e-5)
+
+@each_model
+def test_channels_last_and_bfloat16(name):
+    m = made(name).eval()
+    with torch.no_grad():
+        want = m(X)
+        last = m.to(memory_format=torch.channels_last)(X.to(memory_format=torch.channels_last))
+        assert torch.allclose(last, want, atol=1e-4)
+        with torch.autocast('cpu', torch.bfloat16): half = m(X)
+        assert half.dtype==torch.bfloat16 or name not in ('base','conv')
+        assert (half.float()-want).abs().max()<.1*want.abs().max()
+        m.bfloat16()
+        assert m(X.bfloat16()).dtype==torch.bfloat16
+    m.train()(X.bfloat16()).float().sum().backward()
+
+def test_keys():
+    keys = set(made('model4').state_dict()) | set(made('resnet').state_dict())
+    assert {'stem.0.weight','stem.convs.conv1.0.weight','block1.convs.conv2.1.running_mean','block5.idconv.weight','linear.weight','norm.bias'} <= keys
+    assert not any('bias' in k for k in keys if '.conv1.0.' in k or '.conv2.0.' in k or k.startswith('linear'))
+
+@pytest.mark.parametrize('size', [28, 17, (33,64), (1,32)])
+@pytest.mark.parametrize('pool', [False,True])
+def test_any_size(size, pool):
+    h,w = (size,size) if isinstance(size, int) else size
+    m = get_model(nfs=(4,8,8,16), ni=3, n_out=5, size=size, ks=5, extra=8, pool=pool, drop=.1)
+    assert m(torch.randn(2,3,h,w)).shape==(2,5)
+    if pool: assert m(torch.randn(2,3,h+5,w+3)).shape==(2,5)
+
+def test_parts():
+    m = get_model(nfs=(4,8), stem=conv, drop=.2, act=nn.ReLU, norm=nn.InstanceNorm2d, block=partial(ResBlock))
+    kinds = [type(o) for o in m.modules()]
+    assert nn.BatchNorm2d not in kinds and GeneralRelu not in kinds and m.drop.p==.2 and isinstance(m.stem, nn.Sequential)
+    assert 'drop' not in dict(resnet().named_children())
+    b = ResBlock(4, 4, act=None, norm=None)
+    assert torch.equal(b(t := torch.randn(1,4,5,5)), b.convs(t)+t) and b.convs.conv1[0].bias is not None
+
+def test_stem_takes_the_large_kernel_alone():
+    m = made('wide')
+    assert m.stem.convs.conv2[0].kernel_size==(5,5) and m.block1.convs.conv1[0].kernel_size==(3,3)
+
+def test_zero_norm_starts_as_identity_path():
+    b = ResBlock(4, 8, stride=2, zero_norm=True).apply(init_weights)
+    x = torch.randn(2,4,7,7)
+    assert torch.equal(b(x), b.act(b.idconv(b.pool(x))))
+    F.mse_loss(b(x), torch.randn(2,8,4,4)).backward()
+    assert b.convs.conv2[1].weight.grad.abs().min()>0
+
+@pytest.mark.parametrize('f, msg', [
+    (lambda: ResBlock(4, 8, stride=3), 'stride is 3: the identity path'),
+    (lambda: ResBlock(4, 8, stride=0), 'stride is 0'),
+    (lambda: ResBlock(0, 8), 'ni is 0'),
+    (lambda: ResBlock(4, -1), 'nf is -1'),
+    (lambda: ResBlock(4, 8.), 'nf is 8.0'),
+    (lambda: ResBlock(4, 8, ks=2), 'ks is 2: an even kernel'),
+    (lambda: ResBlock(4, 8, norm=None, zero_norm=True), 'zero_norm needs a norm with weights'),
+    (lambda: ResBlock(4, 8, norm=nn.InstanceNorm2d, zero_norm=True), 'zero_norm needs a norm with weights'),
+    (lambda: get_model(nfs=()), 'nfs is empty'),
+    (lambda: get_model(nfs=(8,0)), r'nfs\[1\] is 0'),
+    (lambda: get_model(extra=0), 'extra is 0'),
+    (lambda: get_model(ni=0), 'ni is 0'),
+    (lambda: get_model(n_out=0), 'n_out is 0'),
+    (lambda: get_model(ks=4), 'ks is 4'),
+    (lambda: get_model(size=0), r'size\[0\] is 0'),
+    (lambda: get_model(size=(28,28,3)), r'size is \(28, 28, 3\)'),
+    (lambda: get_model(size=1), 'shrunk to a 1×1 grid before block 1 of 5: take a larger input, or at most 1 width'),
+    (lambda: get_model(size=16), 'shrunk to a 1×1 grid before block 5 of 5: take a larger input, or at most 5 widths'),
+    (lambda: wide(size=8, pool=True), 'An input of size 8 has shrunk')])
+def test_bad_arguments(f, msg):
+    with pytest.raises(ValueError, match=msg): f()
+
+# summary
+
+@each_model
+def test_true_multiplications(name):
+    m = made(name)
+    s = TrainLearner(m, images(), F.cross_entropy).summary()
+    with FlopCounterMode(display=False) as f: m(X)
+    assert s.mults==f.get_total_flops()/2/4==sum(r.mults for r in s.rows) and s.params==sum(p.numel() for p in m.parameters())==sum(r.params for r in s.rows)
+    assert s.rows[0].input=='4×1×28×28' and s.rows[-1].output.startswith('4×10')
+
+class Users(Callback):
+    "A user's callback: draws random numbers, and meddles with modes and buffers"
+    def before_batch(self, learn):
+        torch.rand(1)
+        list(learn.model.children())[0].train()
+    def after_predict(self, learn):
+        for b in learn.model.buffers(): b.add_(1)
+
+@each_model
+@pytest.mark.parametrize('look', ['summary','lr_find'])
+def test_every_model_of_the_lesson_is_left_as_it_was(name, look):
+    m = made(name)
+    sched = BatchSchedCB(partial(optim.lr_scheduler.OneCycleLR, max_lr=.01, total_steps=1))
+    learn = TrainLearner(m, images(4), F.cross_entropy, .01, opt_func=optim.AdamW,
+                         cbs=[DeviceCB('cpu'), BatchTransformCB(NormBatch(.3,.3)), sched, MetricsCB(Accuracy()), Users()])
+    learn.logger = lambda row: None
+    learn.fit(1)
+    m[0].eval()
+    m[-1].register_buffer('scratch', torch.ones(1), persistent=False)
+    next(m.parameters()).grad = torch.ones_like(next(m.parameters()))
+    f = learn.summary if look=='summary' else partial(learn.lr_find, gamma=3, show=False)
+    check(learn, f)
+    assert n_hooks(m)==0
+    learn.cbs.append(Raises('before_batch', ZeroDivisionError(), order=200))
+    def fails():
+        with pytest.raises(ZeroDivisionError): f()
+    check(learn, fails)
+    assert n_hooks(m)==0
+
+@pytest.mark.parametrize('event', EVENTS)
+@pytest.mark.parametrize('exc', [ZeroDivisionError, KeyboardInterrupt])
+def test_faults(event, exc):
+    learn = toy_learner()
+    learn.cbs.append(Raises(event, exc()))
+    fires = event in ('before_fit','before_epoch','before_batch','after_predict','cleanup_batch','cleanup_epoch','cleanup_fit')
+    def f():
+        if not fires: return learn.summary()
+        with pytest.raises(exc): learn.summary()
+    check(learn, f)
+    assert n_hooks(learn.model)==0 and not learn.looking
+    learn.cbs.pop()
+    check(learn, learn.summary)
+
+def test_model_that_raises():
+    class Bad(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(4,3)
+        def forward(self, x): raise ArithmeticError(self.lin(x).shape)
+    learn = TrainLearner(Bad(), toy_dls(), F.cross_entropy)
+    with pytest.raises(ArithmeticError): learn.summary()
+    assert n_hooks(learn.model)==0 and isinstance(learn.cbs, list)
+    assert learn.model.training
+
+def test_takes_one_batch_in_eval_mode_and_no_step():
+    seen = []
+    class See(Callback):
+        def after_predict(self, learn): seen.append((learn.training, torch.is_grad_enabled(), learn.opt))
+        def after_loss(self, learn): seen.append('loss')
+    learn = TrainLearner(made('base'), images(8, 4), F.cross_entropy, cbs=See())
+    learn.summary()
+    assert seen==[(False,False,None)]
+
+def test_other_callbacks_do_their_work():
+    class Predicts(Callback):
+        def predict(self, learn): learn.preds = learn.model(learn.batch[0])
+    dls = DataLoaders.from_tensors({'valid': (torch.zeros(4,1,8,8),torch.zeros(4))}, 4)
+    pad = BatchTransformCB(lambda b: (F.pad(b[0], (10,)*4),b[1]))
+    s = Learner(made('conv'), DataLoaders(None, dls.train), cbs=[pad, Predicts()]).summary()
+    assert s.rows[0].input=='4×1×28×28'
+    with pytest.raises(RuntimeError, match='Nobody made predictions'): Learner(made('conv'), dls).summary()
+
+def test_loaders():
+    m = made('base')
+    one = images()
+    only = DataLoaders(one.train)
+    learn = TrainLearner(m, only, F.cross_entropy)
+    assert learn.summary().rows and learn.dls is only and only.valid is None
+    for dls in None, DataLoaders(None):
+        with pytest.raises(ValueError, match='there is no loader in dls'): TrainLearner(m, dls, F.cross_entropy).summary()
+    learn = TrainLearner(m, images(valid=(X[:0],torch.arange(0))), F.cross_entropy)
+    with pytest.raises(ValueError, match='validation loader gave no batch'): check(learn, learn.summary)
+    for depth in -1, 1.5, None:
+        with pytest.raises(ValueError, match=f'depth is {depth}'): learn.summary(depth)
+
+class Gives(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+    def forward(self, *args, **kwargs): return self.f(*args, **kwargs)
+
+class Odd(nn.Module):
+    "Text to scores, by way of all that a summary might stumble over"
+    def __init__(self):
+        super().__init__()
+        self.emb,self.conv,self.lstm = nn.Embedding(20,6),nn.Conv1d(6,6,3,padding=1),nn.LSTM(6,6,batch_first=True)
+        self.twice = nn.Linear(6,6)
+        self.alias = self.twice
+        self.head = nn.Linear(6,20,bias=False)
+        self.head.weight = self.emb.weight
+        self.own = nn.Parameter(torch.zeros(5))
+        self.never,self.lazy = nn.Linear(3,3),nn.LazyLinear(2)
+        self.nothing,self.text = Gives(lambda *a: None),Gives(lambda *a: 'words')
+        self.nested = Gives(lambda d, scale: {'a': (d['x'], [d['x'][0]]), 'b': d['x'].sum()*scale, 'c': None})
+    def forward(self, x):
+        e = self.emb(x)
+        h = self.conv(e.transpose(1,2)).transpose(1,2)
+        h = self.lstm(h)[0]
+        h = self.alias(self.twice(h[:,:,None]))[:,:,0]
+        self.nothing(h), self.text()
+        d = self.nested({'x': h}, scale=torch.tensor(2.))
+        return self.head(d['a'][0][:,0]), d
+
+def odd_learner():
+    x = torch.arange(12).reshape(4,3)
+    return TrainLearner(Odd(), DataLoaders.from_tensors({'train': (x,x), 'valid': (x,x)}, 2), F.cross_entropy)
+
+def test_odd_modules():
+    s = odd_learner().summary()
+    rows = {r.name: r for r in s.rows}
+    assert list(rows)==['emb','conv','lstm','twice','head','never','lazy','nothing','text','nested']
+    assert rows['emb'][2:]==('2×3','2×3×6',120,0)
+    assert rows['conv'][2:]==('2×6×3','2×6×3',6*6*3+6,3*6*6*3)
+    assert rows['lstm'].output=='(2×3×6, (1×2×6, 1×2×6))'
+    assert rows['twice'][2:]==('2×3×1×6','2×3×1×6',42,2*3*36)
+    assert rows['head'][2:]==('2×6','2×20',0,120), 'shared with emb, counted there'
+    assert rows['never'][2:]==('–','–',12,0) and rows['lazy'].params==0
+    assert (rows['nothing'].input,rows['nothing'].output,rows['text'].input)==('2×3×6','–','–')
+    assert rows['nested'][2:4]==('(x: 2×3×6, scale: scalar)', '(a: (2×3×6, 3×6), b: scalar)')
+    assert s.params==sum(r.params for r in s.rows)+5
+
+def test_depth():
+    learn = TrainLearner(made('resnet'), images(), F.cross_entropy)
+    s0,s1,s2,s9 = (learn.summary(d) for d in (0,1,2,9))
+    assert [(r.name,r.kind,r.params,r.mults) for r in s0.rows]==[('model','Sequential',s1.params,s1.mults)]
+    assert [r.name for r in s2.rows if r.name.count('.')==0]==[r.name for r in s1.rows]
+    assert len(s9.rows)==len(list(learn.model.modules()))-1
+    for s in s0,s1,s2,s9: assert (s.params,s.mults)==(s1.params,s1.mults)
+    leaves = [r for r in s9.rows if not any(o.name.startswith(r.name+'.') for o in s9.rows)]
+    assert sum(r.mults for r in leaves)==s9.mults and sum(r.params for r in leaves)==s9.params
+    assert TrainLearner(nn.Linear(4,3), toy_dls(), F.cross_entropy).summary().rows[0][1:]==('Linear','8×4','8×3',15,12)
+
+def test_looks():
+    s = TrainLearner(made('base'), images(), F.cross_entropy).summary()
+    lines,md = str(s).splitlines(),s._repr_markdown_().splitlines()
+    assert len(lines)==len(s.rows)+2 and len(md)==len(s.rows)+3
+    assert f'{s.params:,}' in lines[-1] and f'{s.mults:,}' in lines[-1] and len({len(l) for l in lines})==1
+    assert md[-1]==f'| total |  |  |  | {s.params:,} | {s.mults:,} |' and len({l.count('|') for l in md})==1
+
+def test_compiled_and_frozen_models():
+    m = made('base').requires_grad_(False)
+    want = TrainLearner(m, images(), F.cross_entropy).summary().rows
+    learn = TrainLearner(c := torch.compile(m, backend='eager'), images(), F.cross_entropy)
+    for _ in range(2):
+        assert learn.summary().rows==want and learn.model is c and n_hooks(m)==0
+        c(X)
+    m[0].compile(backend='eager')
+    assert TrainLearner(m, images(), F.cross_entropy).summary().rows==want
+
+def test_timm():
+    timm = pytest.importorskip('timm')
+    m = timm.create_model('resnet18d', in_chans=1, num_classes=10)
+    s = TrainLearner(m, images(), F.cross_entropy).summary()
+    with FlopCounterMode(display=False) as f: m(X)
+    assert (s.params,s.mults)==(11_200_298, f.get_total_flops()//8)
