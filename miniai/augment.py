@@ -217,7 +217,7 @@ class CutMixCB(Callback):
         if self.kept is not None: learn.batch,self.kept = self.kept,None
     cleanup_batch = after_loss
 
-# %% ../nbs/14_augment.ipynb #9053944b
+# %% ../nbs/14_augment.ipynb #5b4e5d1c
 def _cat(bs):
     "Join batches, whatever their structure, row by row"
     b = bs[0]
@@ -229,7 +229,7 @@ class CapturePreds(Callback):
     "Keeps the predictions and targets of a pass as `all_preds` and `all_targs`, on the CPU"
     def __init__(self,
         inps=False # Keep the inputs too, as `all_inps`?
-    ): self.inps = inps
+    ): self.inps,self.batches = inps,[]
     def before_epoch(self, learn): self.batches = []
     def after_batch(self, learn): self.batches.append(to_cpu((learn.preds, learn.yb, *([learn.xb] if self.inps else []))))
     def cleanup_epoch(self, learn):

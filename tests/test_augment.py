@@ -15,7 +15,7 @@ from test_learner import EVENTS, Raises
 TFMS = {'crop': RandCrop(2), 'crop each': RandCrop(2, per_image=True), 'flip': RandFlip(), 'flip each': RandFlip(per_image=True),
         'erase': RandErase(), 'erase each': RandErase(per_image=True), 'copy': RandCopy(), 'copy each': RandCopy(per_image=True),
         'cutmix': lambda x: cutmix(x)[0], 'cutmix each': lambda x: cutmix(x, per_image=True)[0]}
-SHAPES = [(5,1,28,28), (1,3,9,14), (7,2,1,1), (0,1,28,28)]
+SHAPES = [(5,1,28,28), (1,3,9,14), (7,2,1,1)]
 
 def images(shape=(64,1,28,28), seed=0): return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 def same_for_all(x): return all(torch.equal(x[0], o) for o in x)
@@ -30,9 +30,9 @@ def test_shape_dtype_range_and_the_callers_tensor(nm, shape, dtype):
     kept = x.clone()
     for _ in range(5):
         y = TFMS[nm](x)
-        assert y.shape==x.shape and y.dtype==x.dtype and y.device==x.device and y.data_ptr()!=x.data_ptr() or not len(x)
+        assert y.shape==x.shape and y.dtype==x.dtype and y.device==x.device and y.data_ptr()!=x.data_ptr()
         assert torch.equal(x, kept)
-        if len(x): assert y.min()>=x.min() and y.max()<=x.max()
+        assert y.min()>=x.min() and y.max()<=x.max()
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 @pytest.mark.parametrize('nm', TFMS)
@@ -158,8 +158,8 @@ def test_areas_of_cutmix_match_its_lambdas(per_image, alpha, hw):
 def test_cutmix_shares_follow_the_beta_distribution():
     set_seed(0)
     lam = cutmix(torch.rand(20_000,1,28,28), per_image=True)[2]
-    hist = torch.histc(lam, 5, 0, 1)/len(lam)
-    assert (hist-.2).abs().max()<.03
+    assert abs(lam.mean()-.5)<.01 and abs(lam.std()-12**-.5)<.01
+    assert cutmix(torch.rand(20_000,1,28,28), 100., per_image=True)[2].std()<.05
 
 def test_box_mask():
     m = _box_mask(torch.zeros(1,1,5,6), torch.tensor([[1]]), torch.tensor([[2]]), 2, 3)
@@ -262,7 +262,7 @@ def test_cutmix_is_undone_where_the_loss_fails():
 
 # Looking
 
-VIEWS = [fc_noop := (lambda x: x), lambda x: x*.9]
+VIEWS = [lambda x: x, lambda x: x*.9]
 def drops(x): return x[:-1]
 LOOKS = {'capture_preds': lambda l,cbs: l.capture_preds(cbs), 'capture_preds, other loader': lambda l,cbs: l.capture_preds(cbs, dl=toy_dls(seed=9).train),
          'tta': lambda l,cbs: l.tta(VIEWS, cbs=[*cbs, TTDropoutCB()]),
@@ -287,8 +287,6 @@ def test_no_trace_of_errors(look, event, exc):
     check(learn, f)
     assert learn.dls is dls and dls.valid is valid
     check(learn, lambda: LOOKS[look](learn, []))
-
-class _Shown(Exception): pass
 
 def test_show_image_batch(monkeypatch):
     import miniai.augment as m
@@ -382,7 +380,8 @@ def test_capture_other_structures():
     assert t==() and p['s'].shape==(n,3)
 
 def test_capture_in_a_training_keeps_the_last_pass():
-    cp,learn = CapturePreds(),learner(0)
+    cp,learn = CapturePreds(),learner(2)
+    learn.cbs = []
     learn.fit(2, cbs=cp)
     assert len(cp.all_preds)==len(cp.all_targs)==16
     learn.fit(1, train=False, cbs=[cp, SingleBatchCB()])
