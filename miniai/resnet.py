@@ -76,7 +76,7 @@ class GlobalAvgPool(nn.Module):
     "Mean over the grid: (n,c,h,w) to (n,c)"
     def forward(self, x): return x.mean((-2,-1))
 
-# %% ../nbs/13_resnet.ipynb #1490ca49
+# %% ../nbs/13_resnet.ipynb #04b698fd
 def get_model(
     nfs=(8,16,32,64,128,256), # Output channels of the stem, then of each block that halves the grid
     ni=1, # Input channels
@@ -109,7 +109,7 @@ def get_model(
     layers |= {'linear': nn.Linear((extra or nfs[-1])*(1 if pool else math.prod(grid)), n_out, bias=False), 'norm': nn.BatchNorm1d(n_out)}
     return nn.Sequential(layers)
 
-resnet = get_model
+resnet = partial(get_model)
 wide = partial(get_model, nfs=(16,32,64,128,256,512), ks=5)
 model3 = partial(get_model, nfs=(16,32,64,128,256), ks=5, pool=True)
 model2 = partial(model3, extra=512)

@@ -146,6 +146,8 @@ class Users(Callback):
         torch.rand(1)
         list(learn.model.children())[0].train()
     def after_predict(self, learn):
+        if not learn.training: self.after_batch(learn)
+    def after_batch(self, learn):
         for b in learn.model.buffers(): b.add_(1)
 
 @each_model
@@ -199,7 +201,8 @@ def test_takes_one_batch_in_eval_mode_and_no_step():
     class See(Callback):
         def after_predict(self, learn): seen.append((learn.training, torch.is_grad_enabled(), learn.opt))
         def after_loss(self, learn): seen.append('loss')
-    learn = TrainLearner(made('base'), images(8, 4), F.cross_entropy, cbs=See())
+    class Records(See): sits_out = True
+    learn = TrainLearner(made('base'), images(8, 4), F.cross_entropy, cbs=[See(), Records()])
     learn.summary()
     assert seen==[(False,False,None)]
 

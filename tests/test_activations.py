@@ -1,0 +1,264 @@
+"Hooks never leak, statistics are right, never wait for the device, and sit out where somebody only looks"
+import copy, gc, pytest, torch, torch.nn.functional as F, fastcore.all as fc
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from miniai.activations import *
+from miniai.learner import *
+from conftest import toy_dls, toy_model
+from test_learner import EVENTS, Raises
+
+def n_hooks(m): return sum(len(o._forward_hooks) for o in m.modules())
+def count(hook, mod, inp, outp): hook.n = getattr(hook, 'n', 0)+1
+def learner(*cbs): return TrainLearner(toy_model(), toy_dls(), F.cross_entropy, .1, cbs=list(cbs))
+
+class Sees(Callback):
+    "How many hooks are on while batches run"
+    order = -5
+    def before_fit(self, learn): self.n = 0
+    def before_batch(self, learn): self.n = max(self.n, n_hooks(learn.model))
+
+# Hook and Hooks
+
+@pytest.fixture(autouse=True)
+def no_collector():
+    "What goes away here goes without the garbage collector"
+    gc.disable()
+    yield
+    gc.enable()
+
+def test_hook_ends_with_its_object():
+    m = nn.Linear(2,2)
+    h = Hook(m, count)
+    m(torch.zeros(1,2))
+    assert (h.n,n_hooks(m))==(1,1)
+    del h
+    assert n_hooks(m)==0
+
+def test_removed_twice_and_after_its_module():
+    m = nn.Linear(2,2)
+    h = Hook(m, count)
+    h.remove()
+    h.remove()
+    h = Hook(m, count)
+    del m
+    h.remove()
+
+@pytest.mark.parametrize('exc', [ZeroDivisionError, KeyboardInterrupt, CancelFitException])
+@pytest.mark.parametrize('make', [lambda m,f: Hook(m[0], f), Hooks])
+def test_context_manager(make, exc):
+    m = toy_model()
+    with pytest.raises(exc):
+        with make(m, count):
+            assert n_hooks(m)
+            raise exc
+    assert n_hooks(m)==0
+
+def test_an_error_in_the_function_passes_through_and_the_hooks_go():
+    m = toy_model()
+    def bad(hook, *args): raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), Hooks(m, bad): m(torch.zeros(2,4))
+    assert n_hooks(m)==0
+
+def test_hooks_is_a_list():
+    m = toy_model()
+    hs = Hooks(m, count)
+    assert len(hs)==n_hooks(m)==7 and hs[-1] in list(hs)
+    held = hs[0]
+    del hs[0]
+    del hs[:2]
+    assert len(hs)==n_hooks(m)==4 and held.handle is None
+    hs.pop()
+    assert n_hooks(m)==3
+    last = hs[0]
+    del hs
+    assert n_hooks(m)==0 and last.handle is None
+
+@pytest.mark.parametrize('ms', [[nn.Linear(2,2), None], [nn.Linear(2,2), 'relu'], [nn.Linear(2,2), torch.relu]])
+def test_no_module(ms):
+    with pytest.raises(TypeError, match='A hook sits on a module, got') as e: Hooks(ms, count)
+    assert n_hooks(ms[0])==0, e
+    with pytest.raises(TypeError, match='pass an nn.Module'): Hook(ms[1], count)
+
+def test_returned_value_replaces_the_output():
+    m = nn.Linear(2,2)
+    with Hook(m, lambda h,mod,i,o: o*0): assert (m(torch.ones(1,2))==0).all()
+    assert (m(torch.ones(1,2))!=0).any()
+
+def test_copy_of_a_hooked_model_is_not_watched_after_the_hook_went():
+    m = nn.Linear(2,2)
+    h = Hook(m, count)
+    twin = copy.deepcopy(m)
+    h.remove()
+    twin(torch.zeros(1,2))
+    assert not hasattr(h, 'n')
+
+# The callback, and every way in which a fit can end
+
+def fits():
+    def failing(l, **kw):
+        with pytest.raises(ValueError): l.fit(**kw)
+    return {'train': lambda l: l.fit(2), 'no valid': lambda l: l.fit(valid=False), 'evaluation': lambda l: l.fit(train=False), 'single batch': lambda l: l.fit(cbs=SingleBatchCB()),
+            'lr_find': lambda l: l.lr_find(show=False), 'no epochs': lambda l: l.fit(0), 'bad epochs': lambda l: failing(l, n_epochs=-1)}
+
+@pytest.mark.parametrize('how', fits())
+def test_success(how):
+    cb,sees = HooksCallback(count, on_valid=True),Sees()
+    learn = learner(cb, sees)
+    fits()[how](learn)
+    assert n_hooks(learn.model)==0
+    if 'epochs' not in how: assert sees.n==(0 if how=='lr_find' else 8)
+
+@pytest.mark.parametrize('event', EVENTS)
+@pytest.mark.parametrize('exc', [CancelFitException, CancelEpochException, CancelBatchException, ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize('order', [-10, 10])
+def test_every_end(event, exc, order):
+    cb = HooksCallback(count, on_valid=True)
+    learn,stop = learner(cb),Raises(event, exc())
+    stop.order = order
+    try: learn.fit(2, cbs=stop)
+    except exc: pass
+    assert n_hooks(learn.model)==0
+    learn.fit(1)
+    assert n_hooks(learn.model)==0 and cb.hooks[0].n==6
+
+@pytest.mark.parametrize('exc', [CancelFitException, CancelEpochException, CancelBatchException, ZeroDivisionError, KeyboardInterrupt])
+def test_ended_by_its_own_function(exc):
+    def f(*args): raise exc
+    learn = learner(HooksCallback(f, fc.risinstance(nn.ReLU)))
+    try: learn.fit(1)
+    except exc as e:
+        if exc is ZeroDivisionError: assert 'Raised in the hook of callback HooksCallback on a ReLU.' in e.__notes__
+    assert n_hooks(learn.model)==0
+
+@pytest.mark.parametrize('make', [lambda: HooksCallback(count), ActivationStats])
+def test_no_cycles(make):
+    "Model, callback and learner are freed when the last name goes"
+    import weakref
+    cb = make()
+    learn = learner(cb)
+    learn.fit(1)
+    refs = [weakref.ref(o) for o in (learn, learn.model, cb, cb.hooks[0])]
+    del learn, cb
+    assert [r() for r in refs]==[None]*4
+
+@pytest.mark.parametrize('on_train, on_valid, n', [(True,False,4),(False,True,2),(True,True,6)])
+def test_passes(on_train, on_valid, n):
+    cb = HooksCallback(count, fc.risinstance(nn.ReLU), on_train, on_valid)
+    learner(cb).fit(1)
+    assert [h.n for h in cb.hooks]==[n]
+
+def test_a_look_keeps_what_was_gathered():
+    cb = HooksCallback(count, fc.risinstance(nn.ReLU))
+    learn = learner(cb)
+    learn.fit(1)
+    hooks = cb.hooks
+    learn.lr_find(show=False)
+    learn.fit(1, train=False)
+    assert cb.hooks is hooks and hooks[0].n==4
+
+def test_watching_changes_nothing():
+    def run(*cbs):
+        learn = learner(*cbs)
+        learn.fit(2)
+        return list(learn.model.parameters())
+    assert all(torch.equal(a,b) for a,b in zip(run(), run(ActivationStats(on_valid=True))))
+
+def test_which_modules():
+    cb = HooksCallback(count, fc.risinstance(nn.Linear))
+    learner(cb).fit(1)
+    assert cb.names==['0 Linear','4 Linear','6 Linear']
+    learn = learner()
+    cb = HooksCallback(count, mods=[learn.model[2], learn.model[6]])
+    learn.fit(1, cbs=cb)
+    assert cb.names==['2 ReLU','6 Linear'] and n_hooks(learn.model)==0
+
+@pytest.mark.parametrize('kw, msg', [(dict(mod_filter=lambda m: False), 'mod_filter matches none of the modules, which are of types BatchNorm1d, Dropout, Linear, ReLU, Sequential'),
+                                     (dict(mods=[nn.ReLU()]), 'ReLU.*no part of the model'), (dict(mods=[None]), 'None, which is no part'), (dict(mods=[]), 'matches none')])
+def test_nothing_to_watch(kw, msg):
+    learn = learner(HooksCallback(count, **kw))
+    with pytest.raises(ValueError, match=msg): learn.fit(1)
+    assert n_hooks(learn.model)==0
+
+# ActivationStats
+
+def stats_of(acts, **kw):
+    cb = ActivationStats(**kw)
+    with Hook(nn.Identity(), cb.hookfunc) as h: cb.hookfunc(h, nn.Identity(), None, acts)
+    return h.stats[0]
+
+@pytest.mark.parametrize('shape', [(7,),(5,3),(4,3,5,6),(1,300_000),()])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_values(shape, dtype):
+    acts = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(4).to(dtype)
+    s = stats_of(acts)
+    assert s.shape==(42,) and s.dtype==torch.float32
+    assert torch.allclose(s[:2], torch.stack([acts.float().mean(), acts.float().std(correction=0)]), atol=1e-5)
+    assert torch.allclose(s[2:], torch.histc(acts.float().abs().clamp_max(10), 40, 0, 10)/acts.numel(), atol=1e-6) and s[2:].sum()==pytest.approx(1)
+
+def test_part_of_a_large_batch():
+    acts = torch.zeros(1000, 1000)
+    acts[:100] = 3.
+    s = stats_of(acts)
+    assert s[2+12]==1 and s[0]==pytest.approx(.3)
+
+def test_exploded():
+    s = stats_of(torch.tensor([float('nan'), float('inf'), -1e30, .1]))
+    assert s[2]==.25 and s[-1]==.75 and s[0].isnan()
+
+def test_bins():
+    s = stats_of(torch.tensor([.4,.6,5.]), bins=4, top=2.)
+    assert s.shape==(6,) and torch.allclose(s[2:], torch.tensor([1,1,0,1.])/3)
+
+def test_no_graph_is_kept():
+    cb = ActivationStats()
+    learner(cb).fit(1)
+    assert not any(s.requires_grad for h in cb.hooks for s in h.stats)
+
+class Syncs(TorchDispatchMode):
+    "Counts what has to wait for the device: numbers read, sizes that depend on values, moves to another device"
+    n = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func.name().split('.')[0] in ('aten::_local_scalar_dense','aten::nonzero','aten::unique','aten::bincount','aten::equal','aten::masked_select')
+        return func(*args, **(kwargs or {}))
+
+def test_no_sync():
+    def syncs(*cbs):
+        learn = learner(*cbs)
+        with Syncs() as s: learn.fit(1)
+        return s.n
+    def reads(hook, mod, inp, outp): outp.mean().item()
+    assert syncs(ActivationStats(on_valid=True))==syncs()
+    assert syncs(HooksCallback(reads))>syncs()
+
+def test_not_a_tensor():
+    class Two(nn.Module):
+        def forward(self, x): return x,x
+    m = nn.Sequential(nn.Linear(4,3), Two())
+    learn = TrainLearner(m, toy_dls(), lambda p,y: F.cross_entropy(p[0], y), cbs=[ActivationStats(fc.risinstance(Two))])
+    with pytest.raises(TypeError, match='Two gives a tuple instead of a tensor: .*mod_filter'): learn.fit(1)
+    assert n_hooks(m)==0
+
+def test_layers_and_charts():
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    cb = ActivationStats(lambda m: not isinstance(m, nn.Sequential))
+    learn = learner(cb)
+    for f in cb.layers, cb.plot_stats, cb.color_dim, cb.dead_chart:
+        with pytest.raises(RuntimeError, match='no statistics yet: fit with this callback first'): f()
+    learn.fit(2)
+    assert len(cb.layers())==7 and all(s.shape==(8,42) for s in cb.layers().values())
+    for f,n in (cb.plot_stats,2), (cb.dead_chart,1), (cb.color_dim,8):
+        f()
+        axs = [ax for ax in plt.gcf().axes if ax.get_label()!='<colorbar>']
+        assert len(axs)==n
+        assert all(ax.get_title() for ax in axs[:7]) and (f==cb.color_dim or all(ax.get_xlabel() and ax.get_ylabel() for ax in axs))
+        fig = plt.figure(layout='constrained')
+        f(fig.subfigures(1, 2)[0])
+    plt.close('all')
+
+def test_a_lone_callback():
+    cb = ActivationStats()
+    learn = TrainLearner(toy_model(), toy_dls(), F.cross_entropy, .1, cbs=cb)
+    learn.fit(1)
+    assert len(cb.layers())==8
