@@ -1,0 +1,461 @@
+"Augmentation, captured predictions, TTA and ensembles: what a notebook cannot show well"
+import pytest, torch, torch.nn.functional as F
+from functools import partial
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from miniai.augment import *
+from miniai.augment import _box_mask
+from miniai.datasets import DataLoaders, TensorLoader, set_seed
+from miniai.init import BatchTransformCB
+from miniai.learner import *
+from conftest import toy_dls, toy_model
+from test_no_trace import check, learner, Meddles
+from test_learner import EVENTS, Raises
+
+TFMS = {'crop': RandCrop(2), 'crop each': RandCrop(2, per_image=True), 'flip': RandFlip(), 'flip each': RandFlip(per_image=True),
+        'erase': RandErase(), 'erase each': RandErase(per_image=True), 'copy': RandCopy(), 'copy each': RandCopy(per_image=True),
+        'cutmix': lambda x: cutmix(x)[0], 'cutmix each': lambda x: cutmix(x, per_image=True)[0]}
+SHAPES = [(5,1,28,28), (1,3,9,14), (7,2,1,1)]
+
+def images(shape=(64,1,28,28), seed=0): return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+def same_for_all(x): return all(torch.equal(x[0], o) for o in x)
+
+# Transforms of images
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('nm', TFMS)
+def test_shape_dtype_range_and_the_callers_tensor(nm, shape, dtype):
+    x = images(shape).to(dtype)
+    kept = x.clone()
+    for _ in range(5):
+        y = TFMS[nm](x)
+        assert y.shape==x.shape and y.dtype==x.dtype and y.device==x.device and y.data_ptr()!=x.data_ptr()
+        assert torch.equal(x, kept)
+        assert y.min()>=x.min() and y.max()<=x.max()
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+@pytest.mark.parametrize('nm', TFMS)
+def test_on_a_gpu(nm):
+    x = images().cuda()
+    assert TFMS[nm](x).device==x.device
+
+@pytest.mark.parametrize('nm', TFMS)
+def test_same_seed_same_batch(nm):
+    x = images()
+    def run(seed):
+        set_seed(seed)
+        return torch.stack([TFMS[nm](x) for _ in range(4)])
+    assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+
+@pytest.mark.parametrize('nm', ['crop', 'flip', 'erase', 'copy', 'cutmix'])
+def test_one_draw_for_the_batch_or_one_for_each_image(nm):
+    "Images that are alike stay alike, unless each has a draw of its own; erasing's noise is new for each image, so places count there"
+    x = images((1,1,28,28)).expand(64,-1,-1,-1) if nm!='cutmix' else torch.arange(64.)[:,None,None,None].expand(-1,1,28,28)
+    where = lambda y: y!=x if nm in ('erase','cutmix') else y
+    all_same = lambda nm: [same_for_all(where(TFMS[nm](x))) for _ in range(8)]
+    set_seed(0)
+    if nm=='cutmix': assert all(len({o.sum().item() for o in where(TFMS[nm](x)) if o.any()})<=1 for _ in range(8))
+    else: assert all(all_same(nm))
+    assert not any(all_same(nm+' each'))
+
+@pytest.mark.parametrize('nm', TFMS)
+def test_strided_input(nm):
+    x = images((8,3,28,28)).to(memory_format=torch.channels_last)
+    set_seed(0)
+    a = TFMS[nm](x)
+    set_seed(0)
+    assert torch.allclose(a, TFMS[nm](x.contiguous()), atol=1e-5)
+
+class _Draws(torch.utils.data.Dataset):
+    def __len__(self): return 8
+    def __getitem__(self, i): return RandErase(per_image=True)(torch.linspace(0, 1, 784).view(1,1,28,28))[0]
+
+def test_on_workers():
+    run = lambda: torch.cat(list(DataLoader(_Draws(), 4, num_workers=2, generator=torch.Generator().manual_seed(3))))
+    a = run()
+    assert torch.equal(a, run()) and not same_for_all(a)
+
+def test_crop_shifts_by_every_amount_and_repeats_the_edge():
+    x = torch.arange(28.)[None,None,None].expand(2000,1,28,28)
+    set_seed(0)
+    y = RandCrop(2, per_image=True)(x)
+    assert {tuple(o) for o in y[:,0,0].tolist()}=={tuple(min(max(i+d, 0), 27) for i in range(28)) for d in range(-2,3)}
+    y = RandCrop(2, per_image=True)(x.mT)
+    assert torch.equal(y, y[...,:1].expand_as(y))
+    assert {o.item() for o in y[:,0,5,0]}=={3.,4.,5.,6.,7.}
+
+def test_crop_to_another_size():
+    x = images((16,2,28,20))
+    assert RandCrop(0, size=(28,20), per_image=True)(x).equal(x)
+    y = RandCrop(0, size=(7,5), per_image=True)(x)
+    windows = x.unfold(2,7,1).unfold(3,5,1).flatten(2,3)
+    assert y.shape==(16,2,7,5) and all((windows[i]==y[i,:,None]).flatten(2).all(2).all(0).any() for i in range(16))
+    assert RandCrop(3, size=(34,26))(x).shape==(16,2,34,26)
+
+def test_flip():
+    x = images()
+    assert RandFlip(1)(x).equal(x.flip(-1)) and RandFlip(0, per_image=True)(x).equal(x)
+    set_seed(0)
+    y = RandFlip(.25, per_image=True)(images((4000,1,2,2)))
+    share = (y==images((4000,1,2,2)).flip(-1)).flatten(1).all(1).float().mean()
+    assert abs(share-.25)<.03
+
+@pytest.mark.parametrize('per_image', [False,True])
+def test_number_and_size_of_patches(per_image):
+    set_seed(0)
+    x = torch.linspace(-1, 1, 784).view(1,1,28,28).expand(50,-1,-1,-1)
+    shares = torch.cat([(rand_erase(x, .25, 1, per_image)!=x).float().mean((1,2,3)) for _ in range(40)])
+    got = set((shares*784).round().int().tolist())
+    assert got<={0,*range(45,50)} and 0 in got and 49 in got  # noise may hit the old value
+    assert .35<(shares>0).float().mean()<.65
+    assert rand_erase(x, .5, 0).equal(x) and rand_copy(x, .5, 0, per_image).equal(x)
+    whole = rand_copy(x, 1., 3, per_image)
+    assert whole.equal(x)
+
+def test_patches_reach_every_place():
+    hit = torch.zeros(28,28)
+    set_seed(0)
+    x = torch.zeros(500,1,28,28)
+    x[0,0,0,0] = 1.
+    for _ in range(10): hit += (rand_erase(x, .2, 4, per_image=True)!=x).float().sum((0,1))
+    assert hit.min()>0
+
+def test_erase_keeps_mean_and_deviation_roughly():
+    x = torch.randn(500,1,28,28)*.7+.3
+    set_seed(0)
+    y = rand_erase(x, .3, 4, per_image=True)
+    assert abs(y.mean()-x.mean())<.01 and abs(y.std()-x.std())<.01
+    assert (y!=x).float().mean()>.05
+
+@pytest.mark.parametrize('per_image', [False,True])
+def test_copy_takes_rectangles_of_the_same_image(per_image):
+    "The values say where they came from: inside a patch source and place differ by one shift"
+    x = torch.arange(2*784.).view(2,1,28,28).repeat(20,1,1,1)
+    set_seed(0)
+    y = rand_copy(x, .25, 1, per_image)
+    for a,b in zip(x,y):
+        moved = (a!=b)[0]
+        if moved.any():
+            assert len((b-a)[0][moved].unique())==1
+            r,c = moved.nonzero().T
+            assert r.max()-r.min()<7 and c.max()-c.min()<7 and moved.sum()==(r.max()-r.min()+1)*(c.max()-c.min()+1)
+        assert b.min()>=a.min() and b.max()<=a.max()
+
+@pytest.mark.parametrize('per_image', [False,True])
+@pytest.mark.parametrize('alpha', [.2, 1., 5.])
+@pytest.mark.parametrize('hw', [(28,28), (9,14), (1,1)])
+def test_areas_of_cutmix_match_its_lambdas(per_image, alpha, hw):
+    x = torch.arange(50.)[:,None,None,None].expand(-1,2,*hw)
+    set_seed(0)
+    for _ in range(10):
+        y,idx,lam = cutmix(x, alpha, per_image)
+        own,other = (y==x).float().mean((1,2,3)),(y==x[idx]).float().mean((1,2,3))
+        moved = idx!=torch.arange(50)
+        assert torch.allclose(own[moved], lam[moved], atol=1e-6) and torch.allclose(other[moved], 1-lam[moved], atol=1e-6)
+        assert sorted(idx.tolist())==list(range(50)) and lam.shape==(50,) and lam.min()>=0 and lam.max()<=1
+
+def test_cutmix_shares_follow_the_beta_distribution():
+    set_seed(0)
+    lam = cutmix(torch.rand(20_000,1,28,28), per_image=True)[2]
+    assert abs(lam.mean()-.5)<.01 and abs(lam.std()-12**-.5)<.01
+    assert cutmix(torch.rand(20_000,1,28,28), 100., per_image=True)[2].std()<.05
+
+def test_box_mask():
+    m = _box_mask(torch.zeros(1,1,5,6), torch.tensor([[1]]), torch.tensor([[2]]), 2, 3)
+    assert m.shape==(1,1,5,6) and m.nonzero()[:,2:].tolist()==[[r,c] for r in (1,2) for c in (2,3,4)]
+
+@pytest.mark.parametrize('f, err, msg', [
+    (lambda x: RandCrop(1, size=(31,28))(x), ValueError, 'Cannot crop 31×28 out of 28×28 with padding 1'),
+    (lambda x: RandCrop(-1)(x), ValueError, 'padding -1'), (lambda x: RandCrop(0, size=(0,4))(x), ValueError, 'Cannot crop 0×4'),
+    (lambda x: RandFlip(1.5), ValueError, 'p is 1.5'),
+    *[(lambda x,f=f,p=p: f(x, p), ValueError, f'pct is {p}') for f in (rand_erase, rand_copy) for p in (0, -.1, 1.01, float('nan'))],
+    *[(lambda x,f=f,p=p: f(p), ValueError, f'pct is {p}') for f in (RandErase, RandCopy) for p in (0, 2)],
+    *[(lambda x,f=f,n=n: f(x, .2, n), ValueError, f'max_num is {n}') for f in (rand_erase, rand_copy) for n in (-1, 1.5)],
+    *[(lambda x,f=f: f(max_num=-1), ValueError, 'max_num is -1') for f in (RandErase, RandCopy)],
+    *[(lambda x,a=a: cutmix(x, a), ValueError, f'alpha is {a}') for a in (0, -1)], (lambda x: CutMixCB(0), ValueError, 'alpha is 0'),
+    *[(lambda x,t=t: t(x.long()), TypeError, 'have to be floats, got torch.int64') for t in TFMS.values()],
+    *[(lambda x,t=t: t(x[0]), ValueError, r'of shape \(n,c,h,w\), got \(1, 28, 28\)') for t in TFMS.values()]])
+def test_bad_input(f, err, msg):
+    with pytest.raises(err, match=msg): f(images())
+
+# Callbacks that augment
+
+def image_dls(n=24, bs=5, n_valid=None):
+    x,y = images((n,1,28,28)),torch.arange(n)%3
+    return DataLoaders.from_tensors({'train': (x,y), 'valid': (x[:n_valid],y[:n_valid])}, bs, seed=0)
+
+def image_learner(cbs=None, dls=None, n_classes=3, loss=F.cross_entropy, seed=0):
+    set_seed(seed)
+    model = nn.Sequential(nn.Conv2d(1,4,3,stride=4), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(.2), nn.Linear(4*49,n_classes))
+    return TrainLearner(model, dls or image_dls(), loss, .1, cbs=cbs)
+
+class See(Callback):
+    "Keeps the inputs and targets of every batch when `event` happens"
+    order = 500
+    def __init__(self, event): setattr(self, event, self.see); self.seen = []
+    def see(self, learn): self.seen.append((learn.training, getattr(learn, 'epoch', 0), *learn.batch))
+
+@pytest.mark.parametrize('before', [None, lambda x: (x-.2)/.3])
+@pytest.mark.parametrize('n_epochs', [2,4])
+def test_alternating_flip_shows_both_sides_in_two_epochs(before, n_epochs):
+    see,cbs = See('before_batch'),[AltFlipCB(seed=4)]
+    if before: cbs.append(BatchTransformCB(partial(tfm_batch, tfm_x=before)))
+    learn = image_learner([*cbs, see])
+    learn.fit(n_epochs)
+    key = lambda x: x.numpy().tobytes()
+    x = learn.dls.train.x if before is None else before(learn.dls.train.x)
+    sides = {key(o): (i,s) for s,xs in enumerate((x, x.flip(-1))) for i,o in enumerate(xs)}
+    shown = [{} for _ in range(n_epochs)]
+    for training,epoch,xb,yb in see.seen:
+        if training: shown[epoch] |= dict(sides[key(o)] for o in xb)
+        else: assert all(sides[key(o)][1]==0 for o in xb)
+    for a,b in zip(shown, shown[1:]): assert all(a[i]!=b[i] for i in range(24))
+    assert len(set(shown[0].values()))==2
+
+def test_alternating_flips_seed_chooses_the_half():
+    x = images((2000,1,28,28))
+    halves = torch.stack([AltFlipCB(s).half(x) for s in range(4)]).float()
+    assert ((halves.mean(1)-.5).abs()<.05).all() and (torch.corrcoef(halves)-torch.eye(4)).abs().max()<.1
+
+def test_alternating_flips_half_does_not_follow_the_class():
+    from miniai.datasets import fashion_tensors
+    x,y = fashion_tensors(sample=True, device='cpu')['train']
+    half = AltFlipCB().half(x.float()/255).float()
+    assert all(.4<half[y==c].mean()<.6 for c in range(10))
+
+def test_cutmix_only_trains_on_soft_targets_and_leaves_the_labels():
+    soft,after = See('after_predict'),See('after_batch')
+    learn = image_learner([CutMixCB(per_image=True), MetricsCB(Accuracy()), soft, after])
+    x = learn.dls.train.x.clone()
+    learn.fit(2)
+    assert torch.equal(learn.dls.train.x, x)
+    for training,_,_,yb in soft.seen:
+        assert yb.dtype==(torch.float32 if training else torch.int64)
+        if training: assert yb.shape[1]==3 and torch.allclose(yb.sum(1), torch.ones(len(yb)))
+    assert all(yb.dtype==torch.int64 for *_,yb in after.seen)
+    for training,_,xb,yb in after.seen:
+        if not training: assert all((o==x).flatten(1).all(1).any() for o in xb)
+
+def test_soft_targets_are_the_pixels_shares():
+    "Image i is all i, and its class is i: the shares of the values in an image are its target"
+    x,y = torch.arange(6.)[:,None,None,None].expand(6,1,28,28),torch.arange(6)
+    see = See('after_predict')
+    learn = image_learner([CutMixCB(per_image=True), see], DataLoaders.from_tensors({'train': (x,y)}, 6, seed=0), n_classes=6)
+    learn.fit(3, valid=False)
+    for _,_,xb,yb in see.seen: assert torch.allclose(yb, torch.stack([(xb==i).float().mean((1,2,3)) for i in range(6)], 1), atol=1e-6)
+
+@pytest.mark.parametrize('event', EVENTS)
+def test_cutmix_is_undone_after_errors(event):
+    cut = CutMixCB()
+    learn = image_learner([cut, Raises(event, ZeroDivisionError())])
+    try: learn.fit(1)
+    except ZeroDivisionError: pass
+    assert cut.kept is None and (learn.batch is None or learn.yb[0].dtype==torch.int64)
+    learn.cbs.pop()
+    learn.fit(1)
+
+def test_cutmix_is_undone_where_the_loss_fails():
+    learn = image_learner([CutMixCB()], loss=F.nll_loss)
+    with pytest.raises(RuntimeError): learn.fit(1)
+    assert learn.yb[0].dtype==torch.int64
+
+# Looking
+
+VIEWS = [lambda x: x, lambda x: x*.9]
+def drops(x): return x[:-1]
+LOOKS = {'capture_preds': lambda l,cbs: l.capture_preds(cbs), 'capture_preds, other loader': lambda l,cbs: l.capture_preds(cbs, dl=toy_dls(seed=9).train),
+         'tta': lambda l,cbs: l.tta(VIEWS, cbs=[*cbs, TTDropoutCB()]),
+         'ensemble': lambda l,cbs: ensemble([l, l], VIEWS)}
+
+@pytest.mark.parametrize('look', LOOKS)
+@pytest.mark.parametrize('trained', [0,1])
+def test_no_trace(look, trained):
+    learn = learner(trained)
+    dls,valid = learn.dls,learn.dls.valid
+    for cbs in ([], [Meddles()]): check(learn, lambda: LOOKS[look](learn, cbs))
+    assert learn.dls is dls and dls.valid is valid
+
+@pytest.mark.parametrize('look', ['capture_preds', 'capture_preds, other loader', 'tta'])
+@pytest.mark.parametrize('event', ['before_fit', 'before_batch', 'after_predict', 'after_loss', 'after_batch', 'cleanup_batch', 'after_epoch', 'cleanup_fit'])
+@pytest.mark.parametrize('exc', [ZeroDivisionError, KeyboardInterrupt])
+def test_no_trace_of_errors(look, event, exc):
+    learn = learner()
+    dls,valid = learn.dls,learn.dls.valid
+    def f():
+        with pytest.raises(exc): LOOKS[look](learn, [Meddles(), Raises(event, exc(), at=1 if 'batch' in event or 'predict' in event or 'loss' in event else 0)])
+    check(learn, f)
+    assert learn.dls is dls and dls.valid is valid
+    check(learn, lambda: LOOKS[look](learn, []))
+
+def test_show_image_batch(monkeypatch):
+    import miniai.augment as m
+    shown = []
+    monkeypatch.setattr(m, 'show_images', lambda ims, **kw: shown.append((ims.clone(), kw)))
+    steps = See('after_predict')
+    rnd = BatchTransformCB(partial(tfm_batch, tfm_x=RandErase(per_image=True)), on_val=False)
+    learn = image_learner([rnd, MetricsCB(Accuracy()), steps])
+    check_images(learn, lambda: learn.show_image_batch(max_n=4, nrows=2))
+    check_images(learn, lambda: learn.show_image_batch(max_n=4))
+    (a,kw),(b,_) = shown
+    assert a.shape==(4,1,28,28) and kw['nrows']==2 and kw['title']
+    assert not torch.equal(a, b) and ((a==b).float().mean()>.5)  # the same images, other patches
+    assert not steps.seen and learn.xb[0].shape==(5,1,28,28)
+    learn.cbs.insert(0, Raises('before_batch', KeyboardInterrupt(), at=0))
+    with pytest.raises(KeyboardInterrupt): check_images(learn, learn.show_image_batch)
+
+def check_images(learn, f):
+    state = lambda: ([t.clone() for t in learn.model.state_dict().values()], learn.opt, torch.get_rng_state(), learn.dls.train.sampler.generator.get_state(), list(learn.cbs), learn.model.training)
+    a = state()
+    try: f()
+    finally: b = state()
+    assert all(map(torch.equal, a[0], b[0])) and a[1] is b[1] and torch.equal(a[2], b[2]) and torch.equal(a[3], b[3]) and a[4:]==b[4:]
+
+class Sums(nn.Module):
+    "Scores that a view changes in a known way: the sum of an image, and zero"
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(()))
+    def forward(self, x): return torch.stack([self.w*x.flatten(1).sum(1), torch.zeros(len(x))], 1)
+
+def sums_learner(n=23, bs=5, shuffle=False):
+    x,y = images((n,1,4,4)),torch.arange(n)
+    dl = TensorLoader(x, y, bs, shuffle=shuffle, seed=3)
+    return TrainLearner(Sums(), DataLoaders(dl, dl), lambda p,y: p.sum()), x, y
+
+@pytest.mark.parametrize('shuffle', [False,True])
+def test_tta_of_an_equivariant_model_is_the_expected_mean(shuffle):
+    learn,x,_ = sums_learner(shuffle=shuffle)
+    views,factors = [lambda x: x, lambda x: x*2, lambda x: x*-1, lambda x: x.flip(-1)*3],torch.tensor([1,2,-1,3.])
+    preds,targs = learn.tta(views, probs=False)
+    s = x.flatten(1).sum(1)
+    assert torch.allclose(preds[:,0], s[targs]*factors.mean()) and (preds[:,1]==0).all()
+    probs,targs2 = learn.tta(views)
+    want = torch.sigmoid(s[targs,None]*factors).mean(1)
+    assert torch.allclose(probs[:,0], want, atol=1e-6) and torch.allclose(probs.sum(1), torch.ones(23))
+    assert torch.equal(targs, targs2) and sorted(targs.tolist())==list(range(23)) and (targs.tolist()!=list(range(23)))==shuffle
+
+def test_tta_of_an_invariant_model_changes_nothing():
+    learn,*_ = sums_learner()
+    assert torch.allclose(learn.tta(probs=False)[0], learn.capture_preds()[0])
+
+def test_random_views_differ_within_a_pass_and_repeat_from_call_to_call():
+    learn,*_ = sums_learner(n=4, bs=4)
+    seen = []
+    def noisy(x):
+        seen.append(torch.rand(1).item())
+        return x+seen[-1]
+    a = learn.tta([noisy]*5, probs=False)[0]
+    assert len(set(seen))==5
+    assert torch.equal(a, learn.tta([noisy]*5, probs=False)[0])
+
+@pytest.mark.parametrize('shuffle', [False,True])
+def test_capture_keeps_rows_with_their_targets(shuffle):
+    learn,x,y = sums_learner(shuffle=shuffle)
+    preds,targs,inps = learn.capture_preds(inps=True)
+    assert len(preds)==23 and torch.allclose(preds[:,0], x[targs].flatten(1).sum(1)) and torch.equal(inps, x[targs])
+    own = list(learn.dls.valid)
+    assert torch.equal(targs, torch.cat([b[1] for b in own])), 'the order that the loader would have given'
+
+def test_capture_with_inputs_keeps_the_plain_ones():
+    learn,x,_ = sums_learner()
+    *_,inps = learn.capture_preds(TTACB([lambda x: x*2, lambda x: x*3]), inps=True)
+    assert torch.equal(inps, x)
+
+def test_capture_other_structures():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.l = nn.Linear(4,3)
+        def forward(self, a, b=0): return {'s': self.l(a), 't': (self.l(a), a+b)}
+    n = 7
+    loss = lambda p,*ys,**kw: p['s'].mean()
+    dl = DataLoader(TensorDataset(torch.rand(n,4), torch.rand(n,4), torch.arange(n), -torch.arange(n)), 3)
+    p,(t,u),(a,b) = TrainLearner(Two(), DataLoaders(dl, dl), loss, n_inp=2).capture_preds(inps=True)
+    assert p['s'].shape==(n,3) and torch.allclose(p['t'][1], a+b) and torch.equal(t, -u) and t.tolist()==list(range(n))
+    rows = [{'a': torch.rand(4), 'y': torch.tensor(i)} for i in range(n)]
+    p,t = TrainLearner(Two(), DataLoaders(None, DataLoader(rows, 3)), loss).capture_preds()
+    assert t['y'].tolist()==list(range(n))
+    p,t = TrainLearner(Two(), DataLoaders(None, DataLoader(torch.rand(n,4), 3)), loss).capture_preds()
+    assert t==() and p['s'].shape==(n,3)
+
+def test_capture_in_a_training_keeps_the_last_pass():
+    cp,learn = CapturePreds(),learner(2)
+    learn.cbs = []
+    learn.fit(2, cbs=cp)
+    assert len(cp.all_preds)==len(cp.all_targs)==16
+    learn.fit(1, train=False, cbs=[cp, SingleBatchCB()])
+    assert len(cp.all_preds)==8
+
+def test_metrics_and_progress_sit_out_unless_passed():
+    learn = learner()
+    n = len(learn.metrics.history)
+    own = MetricsCB(Accuracy())
+    preds,targs = learn.capture_preds(cbs=own)
+    assert len(learn.cbs[0].history)==n and own.history[0]['valid_accuracy']==(preds.argmax(1)==targs).float().mean().item()
+
+def test_metrics_see_the_averaged_predictions():
+    learn = learner()
+    views,own = [lambda x: x, lambda x: x+1.],MetricsCB(Accuracy())
+    probs,targs = learn.tta(views, cbs=own)
+    assert own.history[0]['valid_accuracy']==pytest.approx((probs.argmax(1)==targs).float().mean().item())
+    assert own.history[0]['valid_loss']==pytest.approx(F.nll_loss(probs.log(), targs).item(), rel=1e-4)
+
+def test_tta_leaves_training_passes_alone():
+    a,b = (learner(0) for _ in range(2))
+    set_seed(1)
+    a.fit(1, valid=False)
+    set_seed(1)
+    b.fit(1, valid=False, cbs=TTACB([drops]))
+    assert all(map(torch.equal, a.model.state_dict().values(), b.model.state_dict().values()))
+
+def test_test_time_dropout():
+    learn = learner()
+    views = [lambda x: x]
+    off,on = learn.tta(views)[0],learn.tta(views, cbs=TTDropoutCB())[0]
+    assert torch.equal(off, learn.tta(views)[0]) and not torch.allclose(off, on)
+    modes = []
+    class Modes(Callback):
+        def before_batch(self, learn): modes.append([m.training for m in learn.model if isinstance(m, (nn.Dropout, nn.BatchNorm1d))])
+    learn.capture_preds([TTDropoutCB(), Modes()])
+    assert all(m==[False,True,False] for m in modes)
+
+@pytest.mark.parametrize('views, msg', [([drops], 'made 7 rows of 8'), ([lambda x: x, drops], 'made 7 rows of 8'), ([lambda x: torch.cat([x,x])], 'made 16 rows of 8'), ([], 'views is empty')])
+def test_bad_views(views, msg):
+    learn = learner()
+    def f():
+        with pytest.raises(ValueError, match=msg): learn.tta(views)
+    check(learn, f)
+
+# Ensembles
+
+@pytest.mark.parametrize('probs', [True,False])
+def test_ensemble_is_the_mean(probs):
+    ls = [image_learner(seed=s) for s in range(3)]
+    preds,targs = ensemble(ls, probs=probs)
+    want = torch.stack([l.tta([lambda x: x], probs)[0] for l in ls]).mean(0)
+    assert torch.allclose(preds, want) and torch.equal(targs, ls[0].dls.valid.y)
+    flipped,_ = ensemble(ls, (RandFlip(1),), probs)
+    assert not torch.allclose(flipped, preds)
+
+def test_ensemble_keeps_rows_together_where_loaders_shuffle():
+    (a,x,_),(b,*_) = (sums_learner(shuffle=True) for _ in range(2))
+    b.dls = DataLoaders(None, TensorLoader(x, torch.arange(23), 4, shuffle=True, seed=77))
+    preds,targs = ensemble([a, b], probs=False)
+    assert torch.allclose(preds[:,0], x[targs].flatten(1).sum(1)) and sorted(targs.tolist())==list(range(23))
+
+def test_ensemble_with_a_loader_of_torch():
+    ds = TensorDataset(images((12,1,28,28)), torch.arange(12)%3)
+    dl = DataLoader(ds, 5, shuffle=True)
+    preds,targs = ensemble([image_learner(seed=s) for s in range(2)], dl=dl)
+    assert preds.shape==(12,3) and targs.bincount().tolist()==[4,4,4]
+
+def test_bad_ensembles():
+    with pytest.raises(ValueError, match='at least one learner, got none'): ensemble([])
+    with pytest.raises(ValueError, match='different classes'): ensemble([image_learner(), image_learner(n_classes=4)])
+    class Moves:
+        n = 0
+        def __iter__(self):
+            Moves.n += 1
+            yield images((3,1,28,28)), torch.full((3,), Moves.n%3)
+    with pytest.raises(ValueError, match='other rows the second time'): ensemble([image_learner(), image_learner()], dl=Moves())
