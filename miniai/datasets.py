@@ -183,7 +183,7 @@ def pixel_stats(
     m = (n*v).sum()/n.sum()
     return m.item(), ((n*(v-m)**2).sum()/n.sum()).sqrt().item()
 
-# %% ../nbs/05_datasets.ipynb #5f103d2b
+# %% ../nbs/05_datasets.ipynb #42bd6e52
 def_device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
 
 def map_batch(
@@ -203,7 +203,8 @@ def to_device(
     device=None # Where to; None is `def_device`
 ): # The same structure
     "Move every tensor in `b` to `device`"
-    return map_batch(lambda t: t.to(device or def_device, non_blocking=True), b)
+    device = torch.device(device or def_device)
+    return map_batch(lambda t: t if t.device==device else t.to(device, non_blocking=True), b)
 
 def to_cpu(
     b # Tensor, or a nested list, tuple or dict of them

@@ -20,7 +20,7 @@ from torch import nn, optim
 from torch.nn.parameter import is_lazy
 from .datasets import def_device, map_batch, to_cpu, to_device
 
-# %% ../nbs/09_learner.ipynb #94873311
+# %% ../nbs/09_learner.ipynb #993d11ae
 class Callback:
     "Base class of callbacks: methods named after events, each called with the learner"
     order = 0
@@ -33,13 +33,17 @@ def _run_cb(cb, method_nm, learn):
         e.add_note(f'Raised in callback {type(cb).__name__}, event {method_nm}.')
         raise
 
+def _listeners(cbs, method_nm): return sorted([cb for cb in cbs if hasattr(cb, method_nm)], key=attrgetter('order'))
+
 def run_cbs(
     cbs, # Callbacks
     method_nm, # Name of the event
     learn=None # The learner, their one argument
 ):
     "Call the method `method_nm` of all callbacks that have one, by `order`"
-    cbs = sorted([cb for cb in cbs if hasattr(cb, method_nm)], key=attrgetter('order'))
+    _run_listeners(_listeners(cbs, method_nm), method_nm, learn)
+
+def _run_listeners(cbs, method_nm, learn):
     if not method_nm.startswith('cleanup_'):
         for cb in cbs: _run_cb(cb, method_nm, learn)
     elif cbs:
@@ -205,7 +209,7 @@ def format_row(
     def f(k, v): return f"{v:.{1 if 'seconds' in k else 3}f}" if isinstance(v, float) else str(v)
     return {k.replace('_',' '): f(k,v) for k,v in row.items()}
 
-# %% ../nbs/09_learner.ipynb #ab907224
+# %% ../nbs/09_learner.ipynb #0f9c88ee
 class Learner:
     "Trains `model` on `dls`; what happens on the way is up to the callbacks"
     def __init__(self,
@@ -231,8 +235,8 @@ class Learner:
     def yb(self): return split_batch(self.batch, self.n_inp)[1]
 
     def callback(self, method_nm):
-        if method_nm not in self._listeners: self._listeners[method_nm] = [cb for cb in self.cbs if hasattr(cb, method_nm)]
-        if cbs := self._listeners[method_nm]: run_cbs(cbs, method_nm, self)
+        if method_nm not in self._listeners: self._listeners[method_nm] = _listeners(self.cbs, method_nm)
+        if cbs := self._listeners[method_nm]: _run_listeners(cbs, method_nm, self)
     def predict(self): self.callback('predict')
     def get_loss(self): self.callback('get_loss')
     def backward(self): self.callback('backward')
