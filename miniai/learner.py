@@ -195,12 +195,17 @@ def _explain(e, learn):
     elif learn.loss is not None and getattr(learn.loss, 'shape', None)!=():
         e.add_note('loss_func has to return a tensor with one number, for example the mean over the batch.')
 
-# %% ../nbs/09_learner.ipynb #c0c39bdc
+# %% ../nbs/09_learner.ipynb #610caaf7
 def print_row(
     row # Results of one epoch, by name
 ):
-    "Print the results of an epoch on one line"
-    print('  '.join(f'{k} {v}' for k,v in format_row(row).items()), flush=True)
+    "Print the results of an epoch on one line, with the seconds of both passes together"
+    text,last = '',''
+    for k,v in format_row({k: v for k,v in row.items() if not k.endswith('_seconds')}).items():
+        kind,_,nm = k.partition(' ')
+        text += f' {nm} {v}' if kind==last else f'  {k} {v}'
+        last = kind
+    print(f"{text.strip()}  {sum(v for k,v in row.items() if k.endswith('_seconds')):.1f} s", flush=True)
 
 def format_row(
     row # Results of one epoch, by name

@@ -172,7 +172,7 @@ def plot_history(
         ax.legend()
     return fig
 
-# %% ../nbs/16_recipes.ipynb #0e1f78f9
+# %% ../nbs/16_recipes.ipynb #2404a2f3
 def _get_splits(data, device):
     "The splits that `data` asks for, and where they come from"
     if data!='auto': return fashion_tensors(data, device=device), data_source(data)
@@ -228,7 +228,7 @@ def load_run(
     if fresh:
         for f in done,ckpt: f.unlink(missing_ok=True)
     if done.exists():
-        print('This run is finished already; fresh trains it again.')
+        print('This run is finished already; --fresh (fresh=True) trains it again.')
         _read_run(learn)
     else:
         if ckpt.exists(): print(f'Going on with the run in {run}/.')

@@ -305,7 +305,7 @@ def test_plain_lines(capsys):
     toy(cbs=[MetricsCB(Accuracy()), ProgressCB()]).fit(3)
     out,err = capsys.readouterr()
     lines = out.splitlines()
-    assert len(lines)==3 and err=='' and lines[0].startswith('epoch 1  train loss') and 'valid accuracy' in lines[2]
+    assert len(lines)==3 and err=='' and lines[0].startswith('epoch 1  train loss') and 'valid loss' in lines[2] and lines[2].endswith(' s')
 
 def test_terminal():
     "In a real pseudo-terminal: a bar that is gone at the end, and one line for each epoch"
@@ -316,7 +316,7 @@ def test_terminal():
     out = []
     pty.spawn([sys.executable, '-c', code], lambda fd: out.append(__import__('os').read(fd, 4096)) or out[-1])
     text = b''.join(out).decode()
-    assert 'epoch 2/2, training, loss' in text and text.count('train accuracy')==2
+    assert 'epoch 2/2, training, loss' in text and text.count('valid loss')==2
 
 def test_progress_without_metrics_and_unknown_mode():
     toy(cbs=ProgressCB(mode='lines')).fit(1)
