@@ -270,7 +270,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'miniai.recipes.CheckpointCB.cleanup_epoch': ( 'recipes.html#checkpointcb.cleanup_epoch',
                                                                                'miniai/recipes.py'),
                                 'miniai.recipes.Recipe': ('recipes.html#recipe', 'miniai/recipes.py'),
-                                'miniai.recipes._as_told': ('recipes.html#_as_told', 'miniai/recipes.py'),
                                 'miniai.recipes._check_run': ('recipes.html#_check_run', 'miniai/recipes.py'),
                                 'miniai.recipes._commit': ('recipes.html#_commit', 'miniai/recipes.py'),
                                 'miniai.recipes._device_name': ('recipes.html#_device_name', 'miniai/recipes.py'),

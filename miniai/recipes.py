@@ -292,22 +292,22 @@ def _read_run(learn):
     with open(learn.run/'log.csv', newline='') as f:
         learn.metrics.history = [{k: int(v) if k=='epoch' else float(v) for k,v in row.items()} for row in csv.DictReader(f)]
 
-# %% ../nbs/16_recipes.ipynb #9e9cb0ba
+# %% ../nbs/16_recipes.ipynb #dcdae5f0
 def load_results(
-    folder # Folder with `*.jsonl` files
+    folder, # Folder with `*.jsonl` files
+    changed=False # Also runs on other data, or with another rate or batch size, than the recipe's?
 )->list: # Result lines as dicts
-    "All result lines in `folder`"
-    return [json.loads(l) for f in sorted(Path(folder).glob('*.jsonl')) for l in f.read_text().splitlines()]
-
-def _as_told(r): return not {'valid','images','lr','batch_size'} & r.keys()
+    "The result lines in `folder`"
+    res = [json.loads(l) for f in sorted(Path(folder).glob('*.jsonl')) for l in f.read_text().splitlines()]
+    return [r for r in res if changed or not {'valid','images','lr','batch_size'} & r.keys()]
 
 def results_table(
     results # Result lines
 )->str: # A Markdown table
-    "Accuracies by recipe and number of epochs, beside the lesson's, of runs on all data with the recipe's settings"
+    "Accuracies by recipe and number of epochs, beside the lesson's"
     rows = ['| recipe | epochs | accuracy | with TTA | seeds | the lesson | seconds | device |', '|---|--:|---|---|--:|--:|--:|---|']
     mean_sd = lambda vs: '' if None in vs else f'{mean(vs):.4f}' + (f' ± {stdev(vs):.4f}' if len(vs)>1 else '')
-    for (nm,epochs,device),rs in fc.groupby(filter(_as_told, results), lambda r: (r['recipe'], r['epochs'], r['device'])).items():
+    for (nm,epochs,device),rs in fc.groupby(results, lambda r: (r['recipe'], r['epochs'], r['device'])).items():
         lesson = recipes[nm].lesson if nm in recipes and recipes[nm].epochs==epochs else None
         secs = sum(r['seconds'] for r in rs)/len(rs)
         rows.append(f"| {nm} | {epochs} | {mean_sd([r['accuracy'] for r in rs])} | {mean_sd([r['tta_accuracy'] for r in rs])} | {len(rs)} | {'' if lesson is None else f'{lesson:.3f}'} | {secs:.0f} | {device} |")
