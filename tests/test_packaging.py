@@ -88,7 +88,7 @@ def test_notebooks_are_committed_executed(nb):
     assert not [o for c in cells for o in c['outputs'] if o['output_type']=='error']
 
 def test_readme_is_made_from_the_index():
-    text = ''.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/index.ipynb').read_text())['cells'] if c['cell_type']=='markdown')
+    text = '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs/index.ipynb').read_text())['cells'] if c['cell_type']=='markdown')
     readme,text = (ROOT/'README.md').read_text(),re.sub(r'\]\((images/|\d{2}_)', r'](nbs/\1', text)
     for line in filter(None, map(str.strip, text.splitlines())): assert line in readme, f'make readme: {line}'
     assert 'make train' in readme and 'make test' in readme
