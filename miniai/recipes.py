@@ -84,7 +84,7 @@ def recipe_learner(
     "A learner that is ready to train the recipe for its epochs"
     set_seed(seed)
     dls = DataLoaders.from_tensors(splits, r.batch_size, seed=seed)
-    model = models[r.model]()
+    model = models[r.model]().to(memory_format=torch.channels_last)
     if r.kaiming: model.apply(partial(init_weights, leaky=.1))
     sched = partial(OneCycle, max_lr=r.lr, total_steps=r.epochs*len(dls.train))
     tfms = [BatchTransformCB(NormBatch(*pixel_stats(splits['train'][0])))]
