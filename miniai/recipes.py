@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['models', 'augments', 'recipes', 'resnet18d_model', 'Recipe', 'get_recipe', 'recipe_learner', 'atomic', 'CheckpointCB',
-           'plot_mistakes', 'plot_history', 'load_run', 'load_model', 'load_results', 'results_table', 'main']
+           'plot_mistakes', 'plot_history', 'load_run', 'load_model', 'load_ensemble', 'load_results', 'results_table',
+           'main']
 
 # %% ../nbs/16_recipes.ipynb #6aee417e
 import csv, json, os, pickle, subprocess, sys, tempfile
@@ -51,6 +52,7 @@ class Recipe:
     kaiming:bool=True # Kaiming weights? Otherwise those that the model is made with
     augment:str|None=None # Key of `augments`
     tta:bool=False # Measure the trained model with flipped views as well?
+    of:str|None=None # For an ensemble: the recipe of the two models that are asked together
 
 recipes = {r.name: r for r in (
     Recipe('base', 'base', 5, 6e-2),
@@ -64,7 +66,8 @@ recipes = {r.name: r for r in (
     Recipe('noaug20', 'wide', 20, 1e-2, .924),
     Recipe('aug20', 'wide', 20, 1e-2, .940, augment='crop_flip', tta=True),
     Recipe('erase50', 'wide', 50, 2e-2, .946, augment='erase', tta=True),
-    Recipe('copy25', 'wide', 25, 1e-2, .940, augment='copy', tta=True))}
+    Recipe('copy25', 'wide', 25, 1e-2, .940, augment='copy', tta=True),
+    Recipe('copy25x2', 'wide', 25, 1e-2, .944, augment='copy', tta=True, of='copy25'))}
 
 def get_recipe(
     name # One of the names in `recipes`
@@ -183,10 +186,11 @@ def _get_splits(data, device):
         print(f'No full Fashion-MNIST was found, so this trains on the small sample that ships with miniai. {e}')
         return fashion_tensors(sample=True, device=device), data_source(sample=True)
 
-def _check_run(epochs, lr, batch_size, seed, device, threads, out):
+def _check_run(epochs, lr, batch_size, model, device, threads, out):
     for nm,v in {'epochs': epochs, 'batch_size': batch_size, 'threads': threads}.items():
         if v is not None and v<1: raise ValueError(f'{nm} is {v}, it has to be 1 or more.')
     if lr is not None and not lr>0: raise ValueError(f'lr is {lr}, it has to be above 0.')
+    if model not in (None, *models): raise ValueError(f"There is no model {model!r}: choose from {', '.join(models)}.")
     try: torch.empty(1, device=device)
     except Exception as e: raise ValueError(f"device {device!r} cannot be used here ({str(e).splitlines()[0]}): choose cpu, or leave it out.") from e
     try:
@@ -200,6 +204,7 @@ def load_run(
     epochs=None, # Passes over the training data; None takes the recipe's
     lr=None, # Highest learning rate; None takes the recipe's
     batch_size=None, # Images in a batch; None takes the recipe's
+    model=None, # Key of `models`; None takes the recipe's
     device=None, # cpu, cuda or mps; None is the fastest one here
     data='auto', # auto, full, sample, or a folder with the four IDX .gz files
     valid=0, # Training images to hold out and validate on, instead of the test set
@@ -209,9 +214,10 @@ def load_run(
 )->Learner: # Trained; its `result` is the result line, its `run` the folder, and `metrics.history` the log
     "Open a finished run, and otherwise train it, from where it was stopped if it was"
     out,device,commit = Path(out),device or def_device,_commit()
-    _check_run(epochs, lr, batch_size, seed, device, threads, out)
+    _check_run(epochs, lr, batch_size, model, device, threads, out)
     r = get_recipe(recipe)
-    r = replace(r, epochs=epochs or r.epochs, lr=lr or r.lr, batch_size=batch_size or r.batch_size)
+    if r.of: raise ValueError(f'{recipe} is an ensemble of {r.of}: load_ensemble opens it.')
+    r = replace(r, epochs=epochs or r.epochs, lr=lr or r.lr, batch_size=batch_size or r.batch_size, model=model or r.model)
     if threads: torch.set_num_threads(threads)
     splits,src = _get_splits(data, device)
     n = len(splits['train'][0])
@@ -219,7 +225,7 @@ def load_run(
     run = out/_run_name(r, seed, valid, size)
     if valid: splits = hold_out(splits, valid)
     n_train,n_valid = len(splits['train'][0]),len(splits['valid' if valid else 'test'][0])
-    print(f'{r.name}, {r.epochs} epochs on {device}, {torch.get_num_threads()} threads: {src}; {n_train:,} images to train, {n_valid:,} to validate', flush=True)
+    print(f'{_title(r.name, r.model)}, {r.epochs} epochs on {device}, {torch.get_num_threads()} threads: {src}; {n_train:,} images to train, {n_valid:,} to validate', flush=True)
 
     done,ckpt = run/'result.json',run/'checkpoint.pt'
     learn = recipe_learner(r, splits, device, seed, cbs=[ProgressCB(), CheckpointCB(ckpt)])
@@ -233,10 +239,7 @@ def load_run(
     else:
         if ckpt.exists(): print(f'Going on with the run in {run}/.')
         learn.fit(r.epochs)
-        last,tta = learn.metrics.history[-1],None
-        if r.tta:
-            preds,targs = learn.tta()
-            tta = round((preds.argmax(1)==targs).float().mean().item(), 5)
+        last,tta = learn.metrics.history[-1],_accuracy(*learn.tta()) if r.tta else None
         learn.result = dict(
             recipe=r.name, model=r.model, seed=seed, epochs=r.epochs, accuracy=round(last['valid_accuracy'], 5), tta_accuracy=tta,
             loss=round(last['valid_loss'], 5), train_accuracy=round(last['train_accuracy'], 5), seconds=round(sum(h['train_seconds'] for h in learn.metrics.history), 1),
@@ -244,21 +247,37 @@ def load_run(
             **({'valid': valid} if valid else {}), **({'images': n_train} if size else {}), **{k: getattr(r, k) for k in ('lr','batch_size') if getattr(r, k)!=getattr(get_recipe(recipe), k)})
         _write_run(learn)
     ckpt.unlink(missing_ok=True)
-    where = 'the sample' if size=='sample' else f'{n_valid:,} held-out training images' if valid else 'the test split'
-    told = f' (the lesson: {r.lesson:.3f})' if r.lesson and run.name==_run_name(recipes[r.name], seed, 0, None) else ''
-    tta = f", {learn.result['tta_accuracy']:.4f} with flipped views" if r.tta else ''
-    print(f"validation accuracy {learn.result['accuracy']:.4f} on {where}{told}{tta}; weights, log and pictures in {run}/")
+    print(f'{_told(learn.result, run)}; weights, log and pictures in {run}/')
     return learn
+
+def _title(nm, model): return nm if nm not in recipes or recipes[nm].model==model else f'{nm} with {model}'
+
+_changed = {'valid','images','lr','batch_size'}
+
+def _lesson(res):
+    "The lesson's accuracy for a run like this one, as a text"
+    r = recipes.get(res['recipe'])
+    if not r or r.lesson is None or r.epochs!=res['epochs'] or _changed & res.keys(): return ''
+    return f'{r.lesson:.3f}' + ('' if r.model==res['model'] else f' with {r.model}')
+
+def _told(res, run):
+    on = 'the sample' if run.name.endswith('-sample') else f"{res['valid']:,} held-out training images" if 'valid' in res else 'the test split'
+    lesson,tta = _lesson(res),res['tta_accuracy']
+    return (f"validation accuracy {res['accuracy']:.4f} on {on}" + (f' (the lesson: {lesson})' if lesson else '') +
+            ('' if tta is None else f', {tta:.4f} with flipped views'))
 
 def _run_name(r, seed, valid, size):
     "All that makes this run differ from another"
     known = recipes[r.name]
     parts = [r.name, f'{r.epochs}ep', f'seed{seed}']
+    if r.model!=known.model: parts.insert(1, r.model)
     if r.lr!=known.lr: parts.append(f'lr{r.lr:g}')
     if r.batch_size!=known.batch_size: parts.append(f'bs{r.batch_size}')
     if valid: parts.append(f'valid{valid}')
     if size: parts.append(size)
     return '-'.join(parts)
+
+def _accuracy(preds, targs): return round((preds.argmax(1)==targs).float().mean().item(), 5)
 
 def _device_name(device): return torch.cuda.get_device_name(device) if str(device).startswith('cuda') else str(device)
 
@@ -292,6 +311,27 @@ def _read_run(learn):
     with open(learn.run/'log.csv', newline='') as f:
         learn.metrics.history = [{k: int(v) if k=='epoch' else float(v) for k,v in row.items()} for row in csv.DictReader(f)]
 
+# %% ../nbs/16_recipes.ipynb #2b2b2adc
+def load_ensemble(
+    recipe='copy25x2', # A recipe with `of`
+    seed=42, # Seed of the first model; the second gets the next one
+    *args, # As in `load_run`
+    **kwargs
+)->tuple: # The two learners, and the result line
+    "Open an ensemble's finished runs, or train them, and ask them together"
+    r = get_recipe(recipe)
+    if not r.of: raise ValueError(f'{recipe} is no ensemble: load_run opens it.')
+    learners = [load_run(r.of, seed+i, *args, **kwargs) for i in range(2)]
+    results,run = [l.result for l in learners],learners[0].run.with_name(learners[0].run.name.replace(r.of, r.name, 1))
+    preds,targs = ensemble(learners)
+    res = {**results[0], 'recipe': r.name, 'accuracy': _accuracy(preds, targs), 'tta_accuracy': _accuracy(*ensemble(learners, (fc.noop, RandFlip(p=1.)))),
+           'loss': round(F.nll_loss(preds.log(), targs).item(), 5), 'train_accuracy': round(mean(o['train_accuracy'] for o in results), 5),
+           'seconds': round(sum(o['seconds'] for o in results), 1), 'date': date.today().isoformat(), 'commit': _commit()}
+    run.mkdir(exist_ok=True)
+    with atomic(run/'result.json') as f: f.write_text(json.dumps(res)+'\n')
+    print(f'both together: {_told(res, run)}; the result line in {run}/')
+    return learners, res
+
 # %% ../nbs/16_recipes.ipynb #dcdae5f0
 def load_results(
     folder, # Folder with `*.jsonl` files
@@ -299,27 +339,40 @@ def load_results(
 )->list: # Result lines as dicts
     "The result lines in `folder`"
     res = [json.loads(l) for f in sorted(Path(folder).glob('*.jsonl')) for l in f.read_text().splitlines()]
-    return [r for r in res if changed or not {'valid','images','lr','batch_size'} & r.keys()]
+    return [r for r in res if changed or not _changed & r.keys()]
 
 def results_table(
-    results # Result lines
+    results, # Result lines
+    names=None # Recipes to show, run or not; None takes those that were run
 )->str: # A Markdown table
-    "Accuracies by recipe and number of epochs, beside the lesson's"
+    "Accuracies by recipe, model and number of epochs, beside the lesson's"
     rows = ['| recipe | epochs | accuracy | with TTA | seeds | the lesson | seconds | device |', '|---|--:|---|---|--:|--:|--:|---|']
     mean_sd = lambda vs: '' if None in vs else f'{mean(vs):.4f}' + (f' ± {stdev(vs):.4f}' if len(vs)>1 else '')
-    for (nm,epochs,device),rs in fc.groupby(results, lambda r: (r['recipe'], r['epochs'], r['device'])).items():
-        lesson = recipes[nm].lesson if nm in recipes and recipes[nm].epochs==epochs else None
-        secs = sum(r['seconds'] for r in rs)/len(rs)
-        rows.append(f"| {nm} | {epochs} | {mean_sd([r['accuracy'] for r in rs])} | {mean_sd([r['tta_accuracy'] for r in rs])} | {len(rs)} | {'' if lesson is None else f'{lesson:.3f}'} | {secs:.0f} | {device} |")
+    groups = fc.groupby(results, lambda r: (r['recipe'], r['model'], r['epochs'], r['device']))
+    for nm in names or dict.fromkeys(k[0] for k in groups):
+        times = '2×' if nm in recipes and recipes[nm].of else ''
+        found = {k: rs for k,rs in groups.items() if k[0]==nm}
+        for (_,model,epochs,device),rs in found.items():
+            acc,tta = (mean_sd([r[k] for r in rs]) for k in ('accuracy','tta_accuracy'))
+            rows.append(f"| {_title(nm, model)} | {times}{epochs} | {acc} | {tta} | {len(rs)} | {_lesson(rs[0])} | {mean(r['seconds'] for r in rs):.0f} | {device} |")
+        if not found:
+            r = get_recipe(nm)
+            rows.append(f"| {nm} | {times}{r.epochs} | not run yet: `miniai-train --recipe {nm}`{_hours(r, results)} | | | {r.lesson or ''} | | |")
     return '\n'.join(rows)
+
+def _hours(r, results):
+    "What a run is likely to take, by the epochs of the same model that were run, as a text"
+    secs = [o['seconds']/o['epochs'] for o in results if o['model']==r.model and o['recipe'] in recipes and not recipes[o['recipe']].of]
+    return f', about {min(secs)*r.epochs*(2 if r.of else 1)/3600:.1f} hours' if secs else ''
 
 # %% ../nbs/16_recipes.ipynb #dc9ac6d0
 @fc.call_parse
 def main(
-    recipe:str='conv', # base, conv, resnet, resnet18d, wide, model2, model3, model4, noaug20, aug20, erase50 or copy25
+    recipe:str='conv', # base, conv, resnet, resnet18d, wide, model2, model3, model4, noaug20, aug20, erase50, copy25 or copy25x2
     epochs:int=None, # Passes over the training data [default: the recipe's]
     lr:float=None, # Highest learning rate [default: the recipe's]
     batch_size:int=None, # Images in a batch [default: the recipe's]
+    model:str=None, # Another model: base, conv, resnet, resnet18d, wide, model2, model3 or model4 [default: the recipe's]
     seed:int=42, # Seed of the weights and the order of the images
     device:str=None, # cpu, cuda or mps [default: the fastest one here]
     data:str='auto', # auto, full, sample, or a folder with the four IDX .gz files
@@ -329,6 +382,7 @@ def main(
     fresh:bool=False # Train anew where there is a finished or a stopped run?
 ):
     "Train a model of the lesson on Fashion-MNIST"
-    try: load_run(recipe, seed, epochs, lr, batch_size, device, data, valid, threads, out, fresh)
+    load = load_ensemble if recipe in recipes and recipes[recipe].of else load_run
+    try: load(recipe, seed, epochs, lr, batch_size, model, device, data, valid, threads, out, fresh)
     except KeyboardInterrupt: sys.exit('miniai-train: stopped; the same command goes on after the last whole epoch')
     except (ValueError, OSError, ImportError) as e: sys.exit(f'miniai-train: {e}')

@@ -96,4 +96,30 @@ def test_nothing_half_written_under_its_final_name(tmp_path, monkeypatch, broken
 
 def test_help_names_every_option():
     out = cmd('--help').stdout
-    for o in 'recipe epochs lr batch seed device data valid threads out'.split(): assert f'--{o}' in out
+    for o in 'recipe epochs lr batch model seed device data valid threads out'.split(): assert f'--{o}' in out
+
+def test_another_model(tmp_path):
+    res = cmd('--recipe', 'aug20', '--model', 'base', '--epochs', 1, '--data', 'sample', '--out', tmp_path)
+    assert res.stdout.startswith('aug20 with base, 1 epochs on cpu'), res.stderr
+    r = json.loads((tmp_path/'aug20-base-1ep-seed42-sample/result.json').read_text())
+    assert (r['recipe'],r['model'])==('aug20','base') and r['tta_accuracy'] is not None
+    assert type(load_model(tmp_path/'aug20-base-1ep-seed42-sample')) is type(models['base']())
+    fails('--model', 'resnet999', '--out', tmp_path, words=["There is no model 'resnet999': choose from base, conv"])
+
+def test_ensemble(tmp_path):
+    args = '--recipe', 'copy25x2', '--model', 'base', '--epochs', 1, '--data', 'sample', '--seed', 7, '--out', tmp_path
+    res = cmd(*args)
+    assert res.returncode==0 and 'both together: validation accuracy' in res.stdout.splitlines()[-1], res.stderr
+    one,two,both = (json.loads((tmp_path/f'{nm}-base-1ep-seed{seed}-sample/result.json').read_text()) for nm,seed in (('copy25',7),('copy25',8),('copy25x2',7)))
+    assert list(both)==list(one) and (both['recipe'],both['seed'])==('copy25x2',7)
+    assert both['seconds']==round(one['seconds']+two['seconds'], 1) and one['loss']!=two['loss']
+    assert both['loss']<max(one['loss'], two['loss'])  # of a mean of probabilities, never above the mean of the losses
+    again = cmd(*args)
+    assert again.stdout.count('finished already')==2 and again.stdout.splitlines()[-1]==res.stdout.splitlines()[-1]
+    with pytest.raises(ValueError, match='conv is no ensemble: load_run opens it'): load_ensemble('conv', out=tmp_path)
+
+def test_another_model_is_no_other_run_and_is_told_with_the_lesson():
+    from miniai.recipes import _lesson
+    line = dict(recipe='aug20', model='wide', epochs=20)
+    assert _lesson(line)=='0.940' and _lesson({**line, 'model': 'model4'})=='0.940 with wide'
+    assert _lesson({**line, 'epochs': 3})==_lesson({**line, 'lr': .1})==_lesson({**line, 'recipe': 'mine'})==''
