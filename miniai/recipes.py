@@ -19,6 +19,7 @@ import torch, torch.nn.functional as F
 from torch import nn, optim
 import fastcore.all as fc
 import miniai
+from .accel import *
 from .augment import *
 from .datasets import *
 from .init import *
@@ -219,6 +220,7 @@ def load_run(
     if r.of: raise ValueError(f'{recipe} is an ensemble of {r.of}: load_ensemble opens it.')
     r = replace(r, epochs=epochs or r.epochs, lr=lr or r.lr, batch_size=batch_size or r.batch_size, model=model or r.model)
     if threads: torch.set_num_threads(threads)
+    if str(device)=='cpu': keep_memory()
     splits,src = _get_splits(data, device)
     n = len(splits['train'][0])
     size = None if n==60_000 else 'sample' if src.name=='sample' else f'{n}images'
