@@ -7,9 +7,9 @@ __all__ = ['tfm_batch', 'show_image_batch', 'RandCrop', 'RandFlip', 'AltFlipCB',
            'RandCopy', 'cutmix', 'CutMixCB', 'CapturePreds', 'capture_preds', 'TTACB', 'tta', 'ensemble', 'TTDropoutCB']
 
 # %% ../nbs/14_augment.ipynb #f19773bb
-import copy, math
+import copy, math, random
 from collections.abc import Mapping
-import fastcore.all as fc, torch, torch.nn.functional as F
+import fastcore.all as fc, numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from .datasets import *
 from .init import *
@@ -39,7 +39,7 @@ def show_image_batch(self:Learner,
 ): # The figure
     "Show the images of a training batch as they reach the model; no step is taken"
     with no_trace(self, sit_out=True):
-        torch.seed()
+        for reseed in torch.seed,np.random.seed,random.seed: reseed()
         self.fit(1, valid=False, cbs=[*fc.L(cbs), _StopCB()])
     xb = self.xb
     return show_images(to_cpu(next(iter(xb.values())) if isinstance(xb, Mapping) else xb[0])[:max_n], title=title, **kwargs)

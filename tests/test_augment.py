@@ -1,5 +1,5 @@
 "Augmentation, captured predictions, TTA and ensembles: what a notebook cannot show well"
-import pytest, torch, torch.nn.functional as F
+import random, numpy as np, pytest, torch, torch.nn.functional as F
 from functools import partial
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -303,6 +303,17 @@ def test_show_image_batch(monkeypatch):
     assert not steps.seen and learn.xb[0].shape==(5,1,28,28)
     learn.cbs.insert(0, Raises('before_batch', KeyboardInterrupt(), at=0))
     with pytest.raises(KeyboardInterrupt): check_images(learn, learn.show_image_batch)
+
+@pytest.mark.parametrize('draw', [random.random, np.random.rand, lambda: torch.rand(1).item()], ids=['python','numpy','torch'])
+def test_show_image_batch_draws_afresh(monkeypatch, draw):
+    import miniai.augment as m
+    shown = []
+    monkeypatch.setattr(m, 'show_images', lambda ims, **kw: shown.append(ims.clone()))
+    learn = image_learner([BatchTransformCB(lambda b: (b[0]*0+draw(), *b[1:]))])
+    before = random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist()
+    for _ in range(2): learn.show_image_batch()
+    assert not torch.equal(*shown)
+    assert before==(random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist())
 
 def check_images(learn, f):
     state = lambda: ([t.clone() for t in learn.model.state_dict().values()], learn.opt, torch.get_rng_state(), learn.dls.train.sampler.generator.get_state(), list(learn.cbs), learn.model.training)
