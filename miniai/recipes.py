@@ -359,7 +359,7 @@ def results_table(
             rows.append(f"| {_title(nm, model)} | {times}{epochs} | {acc} | {tta} | {len(rs)} | {_lesson(rs[0])} | {mean(r['seconds'] for r in rs):.0f} | {device} |")
         if not found:
             r = get_recipe(nm)
-            rows.append(f"| {nm} | {times}{r.epochs} | not run yet: `miniai-train --recipe {nm}`{_hours(r, results)} | | | {r.lesson or ''} | | |")
+            rows.append(f"| {nm} | {times}{r.epochs} | not run yet: `miniai-train --recipe {nm}`{_hours(r, results)} | | | {_lesson(dict(recipe=nm, model=r.model, epochs=r.epochs))} | | |")
     return '\n'.join(rows)
 
 def _hours(r, results):
