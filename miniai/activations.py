@@ -11,8 +11,7 @@ from functools import partial
 import fastcore.all as fc, matplotlib.pyplot as plt, numpy as np, torch
 from matplotlib.colors import LogNorm
 from torch import nn
-from .datasets import *
-from .learner import *
+from .learner import Callback
 
 # %% ../nbs/10_activations.ipynb #dff9eb5b
 class Hook:
@@ -62,7 +61,7 @@ class Hooks(list):
 # %% ../nbs/10_activations.ipynb #5111fbab
 class HooksCallback(Callback):
     "Watches modules during each fit: calls `hookfunc(hook, module, inputs, output)`"
-    sits_out = True
+    skip_dry_run = True
     def __init__(self,
         hookfunc, # Called after each forward of each module
         mod_filter=fc.noop, # Function of a module: should it be watched?

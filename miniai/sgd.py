@@ -11,8 +11,8 @@ import math, torch
 from bisect import bisect_left
 from numbers import Integral
 from operator import attrgetter
-from .datasets import get_grid
-from .learner import *
+from .core import get_grid
+from .learner import Callback
 
 # %% ../nbs/12_sgd.ipynb #0313903a
 def cos_anneal(
@@ -136,7 +136,7 @@ class OneCycle(Schedule):
 
 # %% ../nbs/12_sgd.ipynb #905fdf56
 class _SchedCB(Callback):
-    sits_out = True
+    skip_dry_run = True
     def __init__(self,
         sched # Makes the scheduler from an optimizer, for example `partial(OneCycle, max_lr=.1, total_steps=100)`
     ):
@@ -180,7 +180,7 @@ _axis = {'lr': 'learning rate', 'mom': 'momentum'}
 
 class RecorderCB(Callback):
     "Records values in each batch of a training fit, as lists by name in `recs`"
-    sits_out = True
+    skip_dry_run = True
     def __init__(self,
         **getters # Functions of the learner by name; without any, rate, momentum (if there is one) and loss
     ): self.getters,self.recs = getters,{}

@@ -1,7 +1,8 @@
 import gzip, struct, pytest, numpy as np, torch
 from pathlib import Path
 from torch import nn
-from miniai.datasets import DataLoaders, set_seed
+from miniai.core import set_seed
+from miniai.datasets import DataLoaders
 
 FULL = Path('/usr/share/datasets/fashion-mnist')
 

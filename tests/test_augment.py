@@ -5,7 +5,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from miniai.augment import *
 from miniai.augment import _box_mask
-from miniai.datasets import DataLoaders, TensorLoader, set_seed
+from miniai.core import *
+from miniai.datasets import DataLoaders, TensorLoader
 from miniai.init import BatchTransformCB
 from miniai.learner import *
 from conftest import toy_dls, toy_model
@@ -265,7 +266,7 @@ def test_cutmix_is_undone_where_the_loss_fails():
 VIEWS = [lambda x: x, lambda x: x*.9]
 def drops(x): return x[:-1]
 LOOKS = {'capture_preds': lambda l,cbs: l.capture_preds(cbs), 'capture_preds, other loader': lambda l,cbs: l.capture_preds(cbs, dl=toy_dls(seed=9).train),
-         'tta': lambda l,cbs: l.tta(VIEWS, cbs=[*cbs, TTDropoutCB()]),
+         'tta': lambda l,cbs: l.tta(VIEWS, cbs=[*cbs, MCDropoutCB()]),
          'ensemble': lambda l,cbs: ensemble([l, l], VIEWS)}
 
 @pytest.mark.parametrize('look', LOOKS)
@@ -423,12 +424,12 @@ def test_tta_leaves_training_passes_alone():
 def test_test_time_dropout():
     learn = learner()
     views = [lambda x: x]
-    off,on = learn.tta(views)[0],learn.tta(views, cbs=TTDropoutCB())[0]
+    off,on = learn.tta(views)[0],learn.tta(views, cbs=MCDropoutCB())[0]
     assert torch.equal(off, learn.tta(views)[0]) and not torch.allclose(off, on)
     modes = []
     class Modes(Callback):
         def before_batch(self, learn): modes.append([m.training for m in learn.model if isinstance(m, (nn.Dropout, nn.BatchNorm1d))])
-    learn.capture_preds([TTDropoutCB(), Modes()])
+    learn.capture_preds([MCDropoutCB(), Modes()])
     assert all(m==[False,True,False] for m in modes)
 
 @pytest.mark.parametrize('views, msg', [([drops], 'made 7 rows of 8'), ([lambda x: x, drops], 'made 7 rows of 8'), ([lambda x: torch.cat([x,x])], 'made 16 rows of 8'), ([], 'views is empty')])

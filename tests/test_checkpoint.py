@@ -2,7 +2,12 @@
 import random, subprocess, sys, threading, time, pytest, torch, torch.nn.functional as F
 from functools import partial
 from torch import optim
+from miniai.core import *
 from miniai.datasets import *
+from miniai.learner import *
+from miniai.checkpoint import *
+from miniai.augment import *
+from miniai.core import *
 from miniai.learner import *
 from miniai.recipes import *
 from miniai.sgd import *

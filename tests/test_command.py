@@ -1,6 +1,10 @@
 "miniai-train, as somebody types it"
 import csv, json, os, subprocess, sys, pytest, torch
 from pathlib import Path
+from miniai.checkpoint import *
+from miniai.augment import *
+from miniai.core import *
+from miniai.learner import *
 from miniai.recipes import *
 from conftest import FULL
 
@@ -33,13 +37,13 @@ def test_a_run_on_the_sample(tmp_path):
     for f in 'history.png','mistakes.png': assert (run/f).read_bytes()[:4]==b'\x89PNG'
 
 def test_the_same_again(tmp_path):
-    runs = [load_run('base', epochs=1, data='sample', out=tmp_path/o, seed=5) for o in 'ab']
+    runs = [train_or_load('base', epochs=1, data='sample', out=tmp_path/o, seed=5) for o in 'ab']
     assert runs[0].result['loss']==runs[1].result['loss']
     states = [torch.load(tmp_path/o/'base-1ep-seed5-sample/model.pt', weights_only=True) for o in 'ab']
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 def test_held_out_images_are_not_the_test_set(tmp_path):
-    res = load_run('base', epochs=1, data='sample', out=tmp_path, valid=500).result
+    res = train_or_load('base', epochs=1, data='sample', out=tmp_path, valid=500).result
     assert res['valid']==500 and res['images']==3500 and (tmp_path/'base-1ep-seed42-valid500-sample').is_dir()
 
 @pytest.mark.full
@@ -54,10 +58,10 @@ def test_auto_without_full_data_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv('MINIAI_DATA', raising=False)
     monkeypatch.setattr(d, '_system', tmp_path/'nothing')
     monkeypatch.setattr(d, '_hub', 'miniai/no-such-data-set')
-    load_run('base', epochs=1, out=tmp_path)
+    train_or_load('base', epochs=1, out=tmp_path)
     out = capsys.readouterr().out
     assert out.startswith('No full Fashion-MNIST was found, so this trains on the small sample') and 'the lesson' not in out
-    with pytest.raises(FileNotFoundError, match='nowhere to be found'): load_run('base', epochs=1, out=tmp_path, data='full')
+    with pytest.raises(FileNotFoundError, match='nowhere to be found'): train_or_load('base', epochs=1, out=tmp_path, data='full')
 
 def test_a_folder_that_is_not_there_is_never_replaced_by_the_sample(tmp_path):
     fails('--data', '/nowhere', '--out', tmp_path, words=['/nowhere','not a folder'])
@@ -87,11 +91,11 @@ def test_nothing_half_written_under_its_final_name(tmp_path, monkeypatch, broken
         if Path(dst).name==broken: raise OSError(28, 'No space left on device')
         replace(src, dst)
     monkeypatch.setattr(r.os, 'replace', failing)
-    with pytest.raises(OSError, match='No space'): load_run('base', epochs=1, data='sample', out=tmp_path)
+    with pytest.raises(OSError, match='No space'): train_or_load('base', epochs=1, data='sample', out=tmp_path)
     left = [f.name for f in (tmp_path/'base-1ep-seed42-sample').iterdir()]
     assert broken not in left and set(left)<={*FILES,'checkpoint.pt'} and 'result.json' not in left
     monkeypatch.undo()
-    load_run('base', epochs=1, data='sample', out=tmp_path)
+    train_or_load('base', epochs=1, data='sample', out=tmp_path)
     assert sorted(f.name for f in (tmp_path/'base-1ep-seed42-sample').iterdir())==FILES
 
 def test_help_names_every_option():
@@ -116,7 +120,7 @@ def test_ensemble(tmp_path):
     assert both['loss']<max(one['loss'], two['loss'])  # of a mean of probabilities, never above the mean of the losses
     again = cmd(*args)
     assert again.stdout.count('finished already')==2 and again.stdout.splitlines()[-1]==res.stdout.splitlines()[-1]
-    with pytest.raises(ValueError, match='conv is no ensemble: load_run opens it'): load_ensemble('conv', out=tmp_path)
+    with pytest.raises(ValueError, match='conv is no ensemble: train_or_load opens it'): load_ensemble('conv', out=tmp_path)
 
 def test_another_model_is_no_other_run_and_is_told_with_the_lesson():
     from miniai.recipes import _lesson

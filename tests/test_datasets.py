@@ -1,6 +1,7 @@
 "Reading Fashion-MNIST: sources, faults, and the two kinds of loaders"
 import gzip, pickle, time, pytest, numpy as np, torch
 import miniai.datasets as m
+from miniai.core import *
 from miniai.datasets import *
 from conftest import FULL, idx_bytes
 

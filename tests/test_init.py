@@ -144,7 +144,7 @@ def fit_with(tfm, batch=None, **kw):
 x,y = torch.randn(4,4),torch.tensor([0,1,2,0])
 Pair = namedtuple('Pair', 'x y')
 
-@pytest.mark.parametrize('tfm', [lambda b: (b[0]*2, b[1]), lambda b: [b[0], b[1]], lambda b: Pair(*b), lambda b: b, NormBatch(.5, .2)])
+@pytest.mark.parametrize('tfm', [lambda b: (b[0]*2, b[1]), lambda b: [b[0], b[1]], lambda b: Pair(*b), lambda b: b, Normalize(.5, .2)])
 def test_transforms_that_keep_the_structure(tfm): fit_with(tfm)
 
 def test_more_items_are_welcome():

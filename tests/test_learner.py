@@ -3,6 +3,7 @@ import gc, subprocess, sys, weakref, pytest, torch, torch.nn.functional as F
 from functools import partial
 from torch import nn, optim
 from torch.utils._python_dispatch import TorchDispatchMode
+from miniai.core import *
 from miniai.datasets import *
 from miniai.init import BatchTransformCB
 from miniai.learner import *

@@ -96,7 +96,7 @@ def test_a_training_that_failed_can_be_repeated(event, exc):
     own,logger = list(learn.cbs),learn.logger
     try: learn.fit(1, cbs=Raises(event, exc()))
     except (ZeroDivisionError, KeyboardInterrupt): pass
-    assert learn.cbs==own and learn.logger is logger and not learn.looking and torch.is_grad_enabled()
+    assert learn.cbs==own and learn.logger is logger and not learn.dry_run and torch.is_grad_enabled()
     assert learn.cbs[1].view is None
     learn.fit(1)
 

@@ -1,6 +1,7 @@
 "Exact repeat: the same seed on the same machine gives the same losses, bit for bit"
 import json, os, subprocess, sys, pytest, torch, torch.nn.functional as F
 from torch import nn
+from miniai.core import *
 from miniai.datasets import *
 from miniai.learner import *
 

@@ -4,9 +4,11 @@ from functools import partial
 from torch import nn, optim
 from torch.nn.modules import module as nn_module
 from torch.utils.flop_counter import FlopCounterMode
+from miniai.core import *
 from miniai.datasets import *
 from miniai.init import *
 from miniai.learner import *
+from miniai.augment import GlobalAvgPool, model2, model3, model4, wide
 from miniai.resnet import *
 from miniai.sgd import BatchSchedCB
 from conftest import toy_dls
@@ -137,7 +139,7 @@ def test_true_multiplications(name):
     m = made(name)
     s = TrainLearner(m, images(), F.cross_entropy).summary()
     with FlopCounterMode(display=False) as f: m(X)
-    assert s.mults==f.get_total_flops()/2/4==sum(r.mults for r in s.rows) and s.params==sum(p.numel() for p in m.parameters())==sum(r.params for r in s.rows)
+    assert s.macs==f.get_total_flops()/2/4==sum(r.macs for r in s.rows) and s.params==sum(p.numel() for p in m.parameters())==sum(r.params for r in s.rows)
     assert s.rows[0].input=='4×1×28×28' and s.rows[-1].output.startswith('4×10')
 
 class Users(Callback):
@@ -156,7 +158,7 @@ def test_every_model_of_the_lesson_is_left_as_it_was(name, look):
     m = made(name)
     sched = BatchSchedCB(partial(optim.lr_scheduler.OneCycleLR, max_lr=.01, total_steps=1))
     learn = TrainLearner(m, images(4), F.cross_entropy, .01, opt_func=optim.AdamW,
-                         cbs=[DeviceCB('cpu'), BatchTransformCB(NormBatch(.3,.3)), sched, MetricsCB(Accuracy()), Users()])
+                         cbs=[DeviceCB('cpu'), BatchTransformCB(Normalize(.3,.3)), sched, MetricsCB(Accuracy()), Users()])
     learn.logger = lambda row: None
     learn.fit(1)
     m[0].eval()
@@ -181,7 +183,7 @@ def test_faults(event, exc):
         if not fires: return learn.summary()
         with pytest.raises(exc): learn.summary()
     check(learn, f)
-    assert n_hooks(learn.model)==0 and not learn.looking
+    assert n_hooks(learn.model)==0 and not learn.dry_run
     learn.cbs.pop()
     check(learn, learn.summary)
 
@@ -201,7 +203,7 @@ def test_takes_one_batch_in_eval_mode_and_no_step():
     class See(Callback):
         def after_predict(self, learn): seen.append((learn.training, torch.is_grad_enabled(), learn.opt))
         def after_loss(self, learn): seen.append('loss')
-    class Records(See): sits_out = True
+    class Records(See): skip_dry_run = True
     learn = TrainLearner(made('base'), images(8, 4), F.cross_entropy, cbs=[See(), Records()])
     learn.summary()
     assert seen==[(False,False,None)]
@@ -277,20 +279,20 @@ def test_odd_modules():
 def test_depth():
     learn = TrainLearner(made('resnet'), images(), F.cross_entropy)
     s0,s1,s2,s9 = (learn.summary(d) for d in (0,1,2,9))
-    assert [(r.name,r.kind,r.params,r.mults) for r in s0.rows]==[('model','Sequential',s1.params,s1.mults)]
+    assert [(r.name,r.kind,r.params,r.macs) for r in s0.rows]==[('model','Sequential',s1.params,s1.macs)]
     assert [r.name for r in s2.rows if r.name.count('.')==0]==[r.name for r in s1.rows]
     assert len(s9.rows)==len(list(learn.model.modules()))-1
-    for s in s0,s1,s2,s9: assert (s.params,s.mults)==(s1.params,s1.mults)
+    for s in s0,s1,s2,s9: assert (s.params,s.macs)==(s1.params,s1.macs)
     leaves = [r for r in s9.rows if not any(o.name.startswith(r.name+'.') for o in s9.rows)]
-    assert sum(r.mults for r in leaves)==s9.mults and sum(r.params for r in leaves)==s9.params
+    assert sum(r.macs for r in leaves)==s9.macs and sum(r.params for r in leaves)==s9.params
     assert TrainLearner(nn.Linear(4,3), toy_dls(), F.cross_entropy).summary().rows[0][1:]==('Linear','8×4','8×3',15,12)
 
 def test_looks():
     s = TrainLearner(made('base'), images(), F.cross_entropy).summary()
     lines,md = str(s).splitlines(),s._repr_markdown_().splitlines()
     assert len(lines)==len(s.rows)+2 and len(md)==len(s.rows)+3
-    assert f'{s.params:,}' in lines[-1] and f'{s.mults:,}' in lines[-1] and len({len(l) for l in lines})==1
-    assert md[-1]==f'| total |  |  |  | {s.params:,} | {s.mults:,} |' and len({l.count('|') for l in md})==1
+    assert f'{s.params:,}' in lines[-1] and f'{s.macs:,}' in lines[-1] and len({len(l) for l in lines})==1
+    assert md[-1]==f'| total |  |  |  | {s.params:,} | {s.macs:,} |' and len({l.count('|') for l in md})==1
 
 def test_compiled_and_frozen_models():
     m = made('base').requires_grad_(False)
@@ -307,4 +309,4 @@ def test_timm():
     m = timm.create_model('resnet18d', in_chans=1, num_classes=10)
     s = TrainLearner(m, images(), F.cross_entropy).summary()
     with FlopCounterMode(display=False) as f: m(X)
-    assert (s.params,s.mults)==(11_200_298, f.get_total_flops()//8)
+    assert (s.params,s.macs)==(11_200_298, f.get_total_flops()//8)
