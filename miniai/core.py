@@ -10,6 +10,7 @@ __all__ = ['def_device', 'show_image', 'subplots', 'get_grid', 'show_images', 'm
 import ctypes, random, sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from operator import index
 import numpy as np, torch
 
 # %% ../nbs/00_core.ipynb #5e66a398
@@ -112,7 +113,7 @@ def set_seed(
 ):
     "Seed the generators of Python, numpy and torch"
     if not 0<=seed<2**32: raise ValueError(f'seed is {seed}, it must be from 0 to {2**32-1}.')
-    for f in (random.seed, np.random.seed, torch.manual_seed): f(seed)
+    for f in (random.seed, np.random.seed, torch.manual_seed): f(index(seed))
     torch.use_deterministic_algorithms(deterministic)
 
 # %% ../nbs/00_core.ipynb #368c702e

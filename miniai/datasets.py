@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import wraps
 from importlib.resources import files
 from numbers import Integral
+from operator import index
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch
@@ -20,8 +21,8 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 from .core import to_device
 
 # %% ../nbs/05_datasets.ipynb #315d352c
-_remedy = ('Install the Debian package dataset-fashion-mnist, or set MINIAI_DATA to a folder with the four IDX .gz files, '
-           'or use the shipped sample: fashion_mnist(sample=True), MINIAI_DATA=sample.')
+_remedy = ('Install the Debian package dataset-fashion-mnist, or set MINIAI_DATA to a folder with the four IDX .gz '
+           'files, or use the shipped sample: fashion_mnist(sample=True), MINIAI_DATA=sample.')
 
 def load_idx(
     path, # A gzipped IDX file of bytes
@@ -156,14 +157,15 @@ class CollateDict:
 
 def collate_dict(ds):
     "A collate function that makes a tuple of the columns of `ds`, in their order"
-    return CollateDict(*ds[0])
+    row = ds[0]
+    return CollateDict(*row) if isinstance(row, Mapping) else default_collate
 
 def collate_device(b, device=None):
     "Collate the rows `b` and move them to `device`; None is `def_device`"
     return to_device(default_collate(b), device)
 
 def get_dls(train_ds, valid_ds, bs, **kwargs):
-    "A shuffled training loader, and a validation loader with batches twice as large, as no gradients need memory there"
+    "A shuffled training loader, and a validation loader with batches twice as large, as it keeps no gradients"
     return DataLoader(train_ds, bs, shuffle=True, **kwargs), DataLoader(valid_ds, 2*bs, **kwargs)
 
 # %% ../nbs/05_datasets.ipynb #c01864dd
@@ -197,7 +199,7 @@ def _batch_size(bs):
     if isinstance(bs, Integral) and bs>0: return int(bs)
     raise ValueError(f'batch_size is {bs!r}, it must be a whole number of at least 1.')
 
-def _seed(seed): return torch.randint(2**32, ()).item() if seed is None else seed
+def _seed(seed): return index(torch.randint(2**32, ()) if seed is None else seed)
 
 # %% ../nbs/05_datasets.ipynb #68553c3e
 def fashion_tensors(path=None, sample=False, device=None)->dict: # Split name to `uint8` (n,1,28,28) and `int64` (n,)
@@ -212,8 +214,8 @@ def hold_out(splits, n, seed=0)->dict: # The splits train, valid and test
     idx = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     return {'train': (x[idx[n:]], y[idx[n:]]), 'valid': (x[idx[:n]], y[idx[:n]]), 'test': splits['test']}
 
-# %% ../nbs/05_datasets.ipynb #91d6d75b
-_splits = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid', test='test')
+# %% ../nbs/05_datasets.ipynb #da7a0009
+_splits = dict(train='train', training='train', test='test') | dict.fromkeys(('valid','val','validation','dev'), 'valid')
 
 def _by_name(splits):
     "The splits train, valid and test; None for those that are not there"
@@ -228,56 +230,44 @@ def _by_name(splits):
     if res['valid'] is None: res['valid'],res['test'] = res['test'],None
     return res
 
+# %% ../nbs/05_datasets.ipynb #91d6d75b
 class DataLoaders:
-    "The loaders that a `Learner` trains and validates with"
-    def __init__(self,
-        train, # Loader of the training batches
-        valid=None, # Loader of the validation batches
-        test=None, # Loader of a test set, which training never touches
-        vocab=None # Class names, where they are known
-    ): self.train,self.valid,self.test,self.vocab = train,valid,test,vocab
+    "The loaders that a `Learner` trains and validates with, perhaps one for a test set, and the class names if known"
+    def __init__(self, train, valid=None, test=None, vocab=None):
+        self.train,self.valid,self.test,self.vocab = train,valid,test,vocab
 
     @classmethod
     def _from_splits(cls, splits, f, vocab):
-        return cls(*(None if v is None else f(v, k=='train') for k,v in _by_name(splits).items()), vocab)
+        return cls(*(None if v is None else f(v, k=='train') for k,v in splits.items()), vocab)
 
     @classmethod
     def from_dd(cls,
-        dd, # `DatasetDict`, or a dict of datasets whose rows are dicts
-        batch_size, # Items in a batch
-        as_tuple=True, # Give tuples of the columns, in their order, instead of dicts?
+        dd, # `DatasetDict`, or a dict of datasets whose rows are dicts or tuples
+        batch_size,
+        as_tuple=True, # Make tuples of rows that are dicts, with the columns in their order?
         drop_last=False, # Leave out a last training batch that is not full?
         seed=None, # Seed of the order; None draws one from torch's global generator
         vocab=None, # Class names; None takes those of the first `ClassLabel` column
-        **kwargs # Passed on to `DataLoader`; sampler, batch_sampler and shuffle are for the training split
+        **kwargs # Passed on to `DataLoader`
     ):
         "Loaders over a `DatasetDict`, the training split shuffled"
-        bs,seed = _batch_size(batch_size), _seed(seed)
-        order = {k: kwargs.pop(k) for k in kwargs.keys() & {'sampler','batch_sampler','shuffle'}}
+        splits,bs,seed = _by_name(dd), _batch_size(batch_size), _seed(seed)
+        order = {k: v for k in ('sampler','batch_sampler','shuffle') if (v := kwargs.pop(k, None)) is not None}
         def dl(ds, train):
             kw = {'generator': torch.Generator().manual_seed(seed), **kwargs}
-            if as_tuple and len(ds): kw.setdefault('collate_fn', collate_dict(ds))
-            if train and order not in ({}, {'shuffle': True}): kw |= order
-            elif train: kw['sampler'] = SeededSampler(len(ds), seed, kwargs.get('generator'))
-            if kw.get('batch_sampler') is None: kw |= {'batch_size': bs, 'drop_last': drop_last and train}
+            if as_tuple and 'collate_fn' not in kw and len(ds): kw['collate_fn'] = collate_dict(ds)
+            if train: kw |= order
+            if train and order in ({}, {'shuffle': True}):
+                kw |= {'sampler': SeededSampler(len(ds), seed, kwargs.get('generator')), 'shuffle': None}
+            if 'batch_sampler' not in kw: kw |= {'batch_size': bs, 'drop_last': drop_last and train}
             return DataLoader(ds, **kw)
-        dls = cls._from_splits(dd, dl, vocab)
-        if vocab is None: dls.vocab = _class_labels(dd)
-        return dls
-
-    @classmethod
-    def from_tensors(cls,
-        splits, # Split name to (inputs, targets), as `fashion_tensors` gives them
-        batch_size, # Items in a batch
-        drop_last=False, # Leave out a last training batch that is not full?
-        seed=None, # Seed of the order; None draws one from torch's global generator
-        vocab=None # Class names
-    ):
-        "Loaders over tensors that are on the device already, the training split shuffled"
-        kw = dict(batch_size=batch_size, seed=_seed(seed))
-        def dl(xy, train): return TensorLoader(*xy, shuffle=train, drop_last=drop_last and train, **kw)
+        columns = [f for ds in splits.values() for f in (getattr(ds, 'features', None) or {}).values()]
+        if vocab is None: vocab = next((list(f.names) for f in columns if hasattr(f, 'names')), None)
         return cls._from_splits(splits, dl, vocab)
 
-def _class_labels(dd):
-    columns = [f for ds in dd.values() for f in (getattr(ds, 'features', None) or {}).values()]
-    return next((list(f.names) for f in columns if hasattr(f, 'names')), None)
+    @classmethod
+    def from_tensors(cls, splits, batch_size, drop_last=False, seed=None, vocab=None):
+        "Loaders over `splits` as `fashion_tensors` gives them; arguments as for `from_dd`"
+        kw = dict(batch_size=batch_size, seed=_seed(seed))
+        def dl(xy, train): return TensorLoader(*xy, shuffle=train, drop_last=drop_last and train, **kw)
+        return cls._from_splits(_by_name(splits), dl, vocab)
