@@ -215,7 +215,8 @@ def hold_out(splits, n, seed=0)->dict: # The splits train, valid and test
     return {'train': (x[idx[n:]], y[idx[n:]]), 'valid': (x[idx[:n]], y[idx[:n]]), 'test': splits['test']}
 
 # %% ../nbs/05_datasets.ipynb #da7a0009
-_splits = dict(train='train', training='train', test='test') | dict.fromkeys(('valid','val','validation','dev'), 'valid')
+_splits = (dict.fromkeys(['train','training'], 'train') | dict.fromkeys(['valid','val','validation','dev'], 'valid')
+           | {'test': 'test'})
 
 def _by_name(splits):
     "The splits train, valid and test; None for those that are not there"
