@@ -13,7 +13,7 @@ urls = {'Source': url, 'Changelog': f"{url}/blob/{cfg['branch']}/CHANGELOG.md", 
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
-    author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', license_files=['LICENSE'], url=url, project_urls=urls,
+    author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', license_files=['LICENSE'], project_urls=urls,
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['sample/*']}, include_package_data=False,
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(), extras_require=extras,
