@@ -6,7 +6,7 @@
 __all__ = ['Hook', 'Hooks', 'HooksCallback', 'ActivationStats']
 
 # %% ../nbs/10_activations.ipynb #61d7249f
-import weakref
+import warnings, weakref
 from functools import partial
 import fastcore.all as fc, matplotlib.pyplot as plt, numpy as np, torch
 from matplotlib.colors import LogNorm
@@ -15,19 +15,15 @@ from .learner import Callback
 
 # %% ../nbs/10_activations.ipynb #dff9eb5b
 class Hook:
-    "Calls `f(hook, module, inputs, output)` after each forward of `m`, until it is removed or deleted"
-    def __init__(self,
-        m, # The module to watch
-        f # What it returns, if not None, replaces the module's output, as with torch's own hooks
-    ):
-        self.handle = None
-        if not isinstance(m, nn.Module): raise TypeError(f'A hook sits on a module, got {m!r}: pass an nn.Module, for example one of model.modules().')
-        ref = weakref.ref(self)  # the module keeps `call`, which must not keep the hook
+    "Calls `f(hook, module, inputs, output)` after each forward of `m`; a result other than None replaces the output"
+    handle = None
+    def __init__(self, m, f):
+        if not isinstance(m, nn.Module): raise TypeError(f'A hook needs a module, not {m!r}: use model.modules().')
+        ref = weakref.ref(self)  # the module keeps `call`, so `call` must not keep the hook
         def call(mod, inp, outp):
             hook = ref()
             if hook is not None and hook.handle is not None: return f(hook, mod, inp, outp)
         self.handle = m.register_forward_hook(call)
-
     def remove(self):
         if self.handle is not None: self.handle.remove()
         self.handle = None
@@ -37,18 +33,13 @@ class Hook:
 
 # %% ../nbs/10_activations.ipynb #5a3319a0
 class Hooks(list):
-    "A list of hooks, one on each of the modules `ms`"
-    def __init__(self,
-        ms, # The modules to watch
-        f # Called as that of a `Hook`
-    ):
+    "A list of hooks, one on each of the modules `ms`; hooks that leave the list are removed"
+    def __init__(self, ms, f):
         super().__init__()
-        try:
-            for m in ms: self.append(Hook(m, f))
+        try: self.extend(Hook(m, f) for m in ms)
         except BaseException:
             self.remove()
             raise
-
     def remove(self):
         for h in self: h.remove()
     def __delitem__(self, i):
@@ -60,105 +51,96 @@ class Hooks(list):
 
 # %% ../nbs/10_activations.ipynb #5111fbab
 class HooksCallback(Callback):
-    "Watches modules during each fit: calls `hookfunc(hook, module, inputs, output)`"
+    "Calls `hookfunc(hook, module, inputs, output)` after each forward of the chosen modules, during a fit"
     skip_dry_run = True
-    def __init__(self,
-        hookfunc, # Called after each forward of each module
+    def __init__(self, hookfunc,
         mod_filter=fc.noop, # Function of a module: should it be watched?
-        on_train=True, # In training passes?
-        on_valid=False, # In validation passes?
+        on_train=True, on_valid=False, # In training passes? In validation passes?
         mods=None # Modules that `mod_filter` chooses from; None takes all of the model's
     ):
         fc.store_attr()
-        self.hooks,self.names = [],[]
+        self.hooks,self.names,self.dry = Hooks([], hookfunc),[],None
 
     def before_fit(self, learn):
-        if not (learn.does_train and self.on_train or learn.does_valid and self.on_valid): return
+        watching = any(h.handle for h in self.hooks)  # then this fit is a look in the middle of another
+        if watching or not (learn.does_train and self.on_train or learn.does_valid and self.on_valid): return
         names = {m: f'{nm} {type(m).__name__}'.strip() for nm,m in learn.model.named_modules()}
-        mods = list(names if self.mods is None else self.mods)
-        for m in mods:
-            if m not in names: raise ValueError(f'mods holds {m!r}, which is no part of the model: take modules from model.modules().')
-        mods = [m for m in mods if self.mod_filter(m)]
-        if not mods: raise ValueError(f"mod_filter matches none of the modules, which are of types {', '.join(sorted({type(m).__name__ for m in names}))}.")
-        self.names = [names[m] for m in mods]
-        self.hooks = Hooks(mods, partial(self._call, learn))
+        for m in self.mods or ():
+            if m not in names: raise ValueError(f'{m!r} in mods is no part of the model: choose from model.modules().')
+        mods = [m for m in (names if self.mods is None else self.mods) if self.mod_filter(m)]
+        if not mods: warnings.warn(f'{type(self).__name__} watches nothing: mod_filter matches none of the modules, '
+                                   f"whose types are {', '.join(sorted({type(m).__name__ for m in names}))}.")
+        self.dry,self.names,self.hooks = learn.dry_run,[names[m] for m in mods],Hooks(mods, partial(self._call, learn))
 
     def _call(self, learn, hook, mod, inp, outp):
-        if not (self.on_train if learn.training else self.on_valid): return
+        if learn.dry_run!=self.dry or not (self.on_train if learn.training else self.on_valid): return
         try: return self.hookfunc(hook, mod, inp, outp)
         except Exception as e:
             e.add_note(f'Raised in the hook of callback {type(self).__name__} on a {type(mod).__name__}.')
             raise
 
     def cleanup_fit(self, learn):
-        for h in self.hooks: h.remove()
+        if learn.dry_run==self.dry: self.hooks.remove()
 
 # %% ../nbs/10_activations.ipynb #a6d1ad59
 def _append_stats(hook, mod, inp, outp, bins, top):
     if not isinstance(outp, torch.Tensor):
-        raise TypeError(f'{type(mod).__name__} gives a {type(outp).__name__} instead of a tensor: choose other modules with mod_filter.')
+        raise TypeError(f'{type(mod).__name__} returns a {type(outp).__name__}, not a tensor: change mod_filter.')
     acts = torch.atleast_1d(outp.detach()).float()
-    part = acts[:max(1, 100_000*len(acts)//acts.numel())].abs().mul(bins/top).nan_to_num(bins).clamp_max(bins-1).long().flatten()
+    part = acts[:max(1, 100_000*len(acts)//acts.numel())].abs().mul(bins/top)
+    part = part.nan_to_num(bins).clamp_max(bins-1).long().flatten()
     hist = acts.new_zeros(bins).index_add_(0, part, acts.new_ones(len(part)))/len(part)
-    if not hasattr(hook, 'stats'): hook.stats = []
     mean = acts.mean()
     std = torch.linalg.vector_norm(acts-mean)/acts.numel()**.5  # std() takes several times as long on a CPU
-    hook.stats.append(torch.cat([torch.stack([mean, std]), hist]))
+    vars(hook).setdefault('stats', []).append(torch.cat([torch.stack([mean, std]), hist]))
 
+@fc.delegates()
 class ActivationStats(HooksCallback):
-    "Mean, deviation and histogram of activations at each batch, with charts of them"
-    def __init__(self,
-        mod_filter=fc.noop, # Function of a module: should it be watched?
-        on_train=True, # In training passes?
-        on_valid=False, # In validation passes?
-        mods=None, # Modules that `mod_filter` chooses from; None takes all of the model's
-        bins=40, # Bins of the histogram
-        top=10. # Size of activation at which the histogram ends
-    ):
-        super().__init__(partial(_append_stats, bins=bins, top=top), mod_filter, on_train, on_valid, mods)
+    "Mean, standard deviation and histogram (`bins` from 0 to `top`) of the activations in each batch, with charts"
+    def __init__(self, mod_filter=fc.noop, bins=40, top=10., **kwargs):
+        super().__init__(partial(_append_stats, bins=bins, top=top), mod_filter, **kwargs)
         self.bins,self.top = bins,top
 
-    def layers(self)->dict: # Name of a layer to a tensor (batches, 2+bins): mean, deviation, and the share of the activations in each bin
+    def layers(self)->dict: # Layer name: tensor (batches, 2+bins) of mean, standard deviation, fraction in each bin
         "The statistics, on the CPU"
         res = {nm: torch.stack(h.stats).cpu() for nm,h in zip(self.names, self.hooks) if hasattr(h, 'stats')}
-        if not res: raise RuntimeError('There are no statistics yet: fit with this callback first, with on_train or on_valid set for the passes that it does.')
-        return res
+        if res: return res
+        raise RuntimeError('There are no statistics yet: fit with this callback, and something for it to watch.')
 
-    def _lines(self, fig, *charts):
+    def _lines(self, figsize, fig, *charts):
         layers = self.layers()
-        if fig is None: fig = plt.figure(figsize=(4*len(charts)+1.5, 3), layout='constrained')
+        k = -(-len(layers)//12)  # columns of the legend
+        fig = fig or plt.figure(figsize=figsize or (4*len(charts)+1.5*k, 3), layout='constrained')
         axs = fig.subplots(1, len(charts), squeeze=False)[0]
         for ax,(col,title,ylabel) in zip(axs, charts):
-            for (nm,s),c in zip(layers.items(), plt.cm.viridis(np.linspace(0, .9, len(layers)))): ax.plot(s[:,col], color=c, label=nm)
+            for (nm,s),c in zip(layers.items(), np.linspace(0, .9, len(layers))):
+                ax.plot(s[:,col], color=plt.cm.viridis(c), label=nm)
             ax.set(title=title, xlabel='batch', ylabel=ylabel)
-        axs[-1].legend(loc='upper left', bbox_to_anchor=(1.02,1), fontsize='small')
+        axs[-1].legend(loc='upper left', bbox_to_anchor=(1.02,1), fontsize='small', ncols=k)
         return axs
 
-    def plot_stats(self,
-        fig=None # Figure or subfigure to draw on; None makes a new one
-    ):
-        "Chart means and deviations, a line for each layer"
-        self._lines(fig, (0,'Means of the activations','mean'), (1,'Deviations of the activations','standard deviation'))
+    def plot_stats(self, figsize=None, fig=None):
+        "Chart means and standard deviations, a line for each layer, on `fig` or a new figure"
+        self._lines(figsize, fig, (0,'Means of the activations','mean'), (1,'Standard deviations','standard deviation'))
 
-    def dead_chart(self,
-        fig=None # Figure or subfigure to draw on; None makes a new one
-    ):
-        "Chart the share of activations near zero, those in the histogram's first bin"
-        self._lines(fig, (2,f'Activations nearer to zero than {self.top/self.bins:g}','share'))[0].set_ylim(-.02, 1.02)
+    def dead_chart(self, figsize=None, fig=None):
+        "Chart the fraction of activations near zero, which is the histogram's first bin"
+        title = f'Activations nearer to zero than {self.top/self.bins:g}'
+        self._lines(figsize, fig, (2,title,'fraction'))[0].set_ylim(-.02, 1.02)
 
-    def color_dim(self,
-        fig=None # Figure or subfigure to draw on; None makes a new one
-    ):
-        "Picture the histograms: a column of colours for each batch"
+    def color_dim(self, figsize=None, fig=None):
+        "Show each layer's histograms as an image: a column of colors for each batch"
         layers = self.layers()
-        ncols = min(4, len(layers))
-        nrows = -(-len(layers)//ncols)
-        if fig is None: fig = plt.figure(figsize=(2.2*ncols+1.5, 2*nrows+.6), layout='constrained')
+        n,ncols = len(layers),min(4, len(layers))
+        nrows = -(-n//ncols)
+        fig = fig or plt.figure(figsize=figsize or (2.2*ncols+1.5, 2*nrows+.6), layout='constrained')
         axs = fig.subplots(nrows, ncols, squeeze=False, sharex=True, sharey=True)
-        for ax in axs.flat[len(layers):]: ax.axis('off')
+        for ax in axs.flat[n:]: ax.axis('off')
+        for ax in axs.flat[n-ncols:n]: ax.tick_params(labelbottom=True)
         for ax,(nm,s) in zip(axs.flat, layers.items()):
-            im = ax.imshow(s[:,2:].T.numpy(), origin='lower', aspect='auto', extent=(0,len(s),0,self.top), norm=LogNorm(1e-4, 1, clip=True))
-            ax.set_title(nm, fontsize='small')
+            im = ax.imshow(s[:,2:].T.numpy(), origin='lower', aspect='auto', extent=(0, len(s), 0, self.top),
+                           norm=LogNorm(1e-4, 1, clip=True))
+            ax.set_title(nm.replace(' ', '\n'), fontsize='small')
         fig.supxlabel('batch', fontsize='medium')
         fig.supylabel('size of the activation', fontsize='medium')
-        fig.colorbar(im, ax=axs, label='share (log scale)')
+        fig.colorbar(im, ax=axs, aspect=12*nrows+8, label='fraction (log scale)')
