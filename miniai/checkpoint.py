@@ -70,14 +70,11 @@ def differences(saved, now)->str:
 
 # %% ../nbs/15_checkpoint.ipynb #c1a00018
 class CheckpointCB(Callback):
-    "Saves a training after each epoch; a fit that finds the file goes on from there"
+    "Saves a training after each epoch; a fit that finds the file goes on from there, or with `restart` starts anew"
     order = -1000
     skip_dry_run = True
-    def __init__(self,
-        path, # The file
-        restart=False, # Start anew where there is a file already?
-        **identity # What else has to be the same for a fit to go on, as numbers and strings
-    ): self.path,self.restart,self.identity = Path(path),restart,identity
+    def __init__(self, path, restart=False, **identity): # What else has to be the same for a fit to go on
+        self.path,self.restart,self.identity = Path(path),restart,identity
 
     def _states(self, learn):
         return {f'{i} {type(cb).__name__}': cb for i,cb in enumerate(learn.cbs) if hasattr(cb, 'state_dict')}
@@ -85,9 +82,10 @@ class CheckpointCB(Callback):
         dl,groups = learn.dls.train,learn.opt.param_groups
         ds = getattr(dl, 'dataset', dl)
         nums = {k: [g[k] for g in groups] for k,v in groups[0].items() if type(v) in (int,float,tuple)}
+        precision = sorted({str(p.dtype) for p in learn.model.parameters()})
         return dict(
             n_epochs=learn.n_epochs, callbacks=list(self._states(learn)), optimizer=type(learn.opt).__name__, **nums,
-            batch_size=getattr(dl, 'batch_size', None), precision=sorted({str(p.dtype) for p in learn.model.parameters()}),
+            precision=precision, batch_size=getattr(dl, 'batch_size', None),
             data=digest(getattr(ds, '__dict__', {})) + getattr(ds, '_fingerprint', '')) | self.identity
 
     def before_fit(self, learn):
