@@ -145,6 +145,7 @@ def _run_name(d, changes):
     data = _data.get(d['data'], f"data-{d['data'][:8]}")
     return '-'.join(filter(None, [d['recipe'], model, f"{d['epochs']}ep", f"seed{d['seed']}", *nums, data]))
 
+# %% ../nbs/17_recipes.ipynb #c1b00021
 def _get_splits(data, device):
     "The splits that `data` asks for, and where they come from"
     path = None if data=='auto' else data
@@ -162,6 +163,7 @@ def _check(device, model, **nums):
     except Exception as e:
         raise ValueError(f'device {device!r} cannot be used here, choose cpu: {str(e).splitlines()[0]}') from e
 
+# %% ../nbs/17_recipes.ipynb #c1b00023
 def train_or_load(
     recipe:str='conv', # Name of a recipe; an unknown one lists them all
     seed:int=42, # Seed of the weights and of the order of the images
@@ -237,6 +239,7 @@ def _write_run(learn, identity):
 def _write_result(run, res):
     with atomic(run/'result.json') as f: f.write_text(json.dumps(res, allow_nan=False)+'\n')
 
+# %% ../nbs/17_recipes.ipynb #c1b00025
 def _read_run(learn, identity):
     run = learn.run
     try:
@@ -250,6 +253,7 @@ def _read_run(learn, identity):
         raise ValueError(f'{run} cannot be opened: {e}. Train it again with --restart (restart=True), or leave it '
                          'and choose another out folder.') from e
 
+# %% ../nbs/17_recipes.ipynb #c1b00027
 def _title(res):
     r = recipes.get(res['recipe'])
     more = [f'{k} {res[k]:g}' for k in _changed if pd.notna(res.get(k))]
@@ -268,6 +272,7 @@ def _told(res):
     return (f"validation accuracy {res['accuracy']:.4f} on {on}" + (f' (the lesson: {lesson})' if lesson else '') +
             ('' if tta is None else f', {tta:.4f} with flipped views'))
 
+# %% ../nbs/17_recipes.ipynb #c1b00029
 def load_model(run)->nn.Module: # In eval mode, on the CPU; `vocab` are its class names, `size` that of an image
     "The trained model of a finished run's folder; it takes images with pixels from 0 to 1"
     saved = load_safely(Path(run)/'model.pt')
@@ -323,5 +328,6 @@ def main(**kwargs):
     "Train a model of the lesson on Fashion-MNIST, or open a finished run"
     r = recipes.get(kwargs.get('recipe'))
     try: (load_ensemble if r and r.member else train_or_load)(**kwargs)
-    except KeyboardInterrupt: sys.exit('miniai-train: stopped; without --restart, the same command goes on from here')
+    except KeyboardInterrupt:
+        sys.exit('miniai-train: stopped; the same command (without --restart) goes on after the last whole epoch')
     except (ValueError, OSError, ImportError, ArithmeticError) as e: sys.exit(f'miniai-train: {e}')
