@@ -52,7 +52,7 @@ def show_image_batch(self:Learner,
     **kwargs # Passed on to `show_images`
 ): # The figure
     "Show the images of a training batch as they reach the model; no step is taken"
-    with no_trace(self, skip=True):
+    with no_trace(self, skip_cbs=True):
         for reseed in torch.seed,np.random.seed,random.seed: reseed()
         self.fit(1, valid=False, cbs=[*fc.L(cbs), _StopCB()])
     xb = self.xb
@@ -263,7 +263,7 @@ def capture_preds(self:Learner,
         self.dls = copy.copy(dls)
         self.dls.valid = dl
     try:
-        with no_trace(self, skip=True): self.fit(1, train=False, cbs=[cp, *fc.L(cbs)])
+        with no_trace(self, skip_cbs=True): self.fit(1, train=False, cbs=[cp, *fc.L(cbs)])
     finally: self.dls = dls
     return cp.all_preds, cp.all_targs, *([cp.all_inps] if inps else [])
 
@@ -321,7 +321,7 @@ def plot_mistakes(
     worst = [i for i in p.argsort(descending=True).tolist() if pred[i]!=y[i]][:n]
     if not worst: return None
     titles = [f'{class_names[y[i]]}\nmodel: {class_names[pred[i]]}, {p[i]:.0%}' for i in worst]
-    fig = show_images(learn.dls.valid.x[worst], titles=titles, title='Most confident mistakes: the label, and what the model said', size=2.1)
+    fig = show_images(learn.dls.valid.x[worst], titles=titles, title='Most confident mistakes: the label, and what the model said', imsize=2.1)
     for ax in fig.axes: ax.title.set_fontsize(8)
     return fig
 
