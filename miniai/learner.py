@@ -476,21 +476,26 @@ class SingleBatchCB(Callback):
 class Mean:
     "Weighted mean of the values it is updated with"
     def __init__(self): self.reset()
-    def reset(self): self.total = self.n = 0
+    def reset(self): self.vals,self.weights = [],[]
     def update(self, val, weight=1):
-        if isinstance(val, torch.Tensor): val = val.float() if val.device.type=='mps' else val.double()
-        self.total += val*weight
-        self.n += weight
-    def compute(self): return self.total/self.n if self.n else math.nan
+        self.vals.append(val)
+        self.weights.append(weight)
+    def compute(self):
+        if not self.vals: return math.nan
+        vals,weights = torch.stack([torch.as_tensor(v) for v in self.vals]).cpu().double(),torch.tensor(self.weights).double()
+        return (vals*weights).sum()/weights.sum()
 
-class Accuracy(Mean):
+class Accuracy:
     "Fraction of predictions whose highest score is the target's; classes in dimension 1"
+    def __init__(self): self.reset()
+    def reset(self): self.hits = self.n = 0
     def update(self, preds, target):
         if preds.ndim<2 or preds.shape[1]<2 or preds.shape[:1]+preds.shape[2:]!=target.shape or target.is_floating_point():
-            raise ValueError(f'Accuracy compares scores of shape (n,classes,...), with two classes or more, with class numbers '
+            raise ValueError('Accuracy compares scores of shape (n,classes,...), of two classes or more, with class numbers '
                              f'of shape (n,...), but got {_describe(preds)} and {_describe(target)}.')
-        self.total += (preds.argmax(1)==target).sum()
+        self.hits += (preds.argmax(1)==target).sum()
         self.n += target.numel()
+    def compute(self): return self.hits/self.n if self.n else math.nan
 
 # %% ../nbs/09_learner.ipynb #e28756d2
 def _metric_args(metrics, preds, targs):
