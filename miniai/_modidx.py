@@ -82,6 +82,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'miniai.augment._cat': ('augment.html#_cat', 'miniai/augment.py'),
                                 'miniai.augment._check': ('augment.html#_check', 'miniai/augment.py'),
                                 'miniai.augment._check_boxes': ('augment.html#_check_boxes', 'miniai/augment.py'),
+                                'miniai.augment._first': ('augment.html#_first', 'miniai/augment.py'),
                                 'miniai.augment._rand_boxes': ('augment.html#_rand_boxes', 'miniai/augment.py'),
                                 'miniai.augment._randint': ('augment.html#_randint', 'miniai/augment.py'),
                                 'miniai.augment._take': ('augment.html#_take', 'miniai/augment.py'),
