@@ -185,7 +185,7 @@ def _check_pass(learn, kind):
     if (f is F.nll_loss or type(f).__name__=='NLLLoss') and isinstance(learn.preds, torch.Tensor):
         total = learn.preds.detach().float().exp().sum(1)
         if not torch.allclose(total, torch.ones_like(total), atol=.05):
-            warnings.warn('nll_loss takes log-probabilities, which these predictions are not: use cross_entropy for logits.')
+            warnings.warn('nll_loss takes log-probabilities, not these predictions: use cross_entropy for logits.')
 
 # %% ../nbs/09_learner.ipynb #610caaf7
 def format_row(row):
@@ -212,12 +212,15 @@ class Learner:
         opt_func=optim.SGD, # Called with parameters and learning rate
         n_inp=1 # How many items of a batch are the model's inputs
     ):
+        if isinstance(loss_func, type):
+            raise TypeError(f'loss_func is the class {loss_func.__name__}: pass an object, {loss_func.__name__}().')
         fc.store_attr()
         self.cbs,self.logger = _as_cbs(cbs),print_row
         self.opt = self.batch = self.preds = self.loss = self._active = None
         self.dry_run = self._fitting = False
         self.losses,self._busy,self._listening = [],(),{}
 
+    def __getstate__(self): return {**vars(self), 'preds': None, 'loss': None}  # tensors of a graph cannot be copied
     @property
     def training(self): return self.model.training
     @property
@@ -292,6 +295,8 @@ def _fit(self:Learner):
         if self.does_train: torch.enable_grad()(self.one_epoch)(True)
         if self.does_valid: torch.no_grad()(self.one_epoch)(False)
 
+_of_one_fit = 'cbs','logger','_listening','_busy','_active','_fitting'
+
 @fc.patch
 def fit(self:Learner,
     n_epochs=1, # Passes over the training data; 0 does nothing
@@ -307,14 +312,14 @@ def fit(self:Learner,
     with nullcontext() if train else no_trace(self):
         kept = dict(vars(self))
         try:
-            self.cbs,self._listening,self._busy,self._fitting = self.cbs+_as_cbs(cbs),{},(*self._busy,self._active),True
+            own = [cb for cb in self.cbs if not (self._fitting and getattr(cb, 'skip_dry_run', False))]
+            self.cbs,self._listening,self._busy,self._fitting = own+_as_cbs(cbs),{},(*self._busy,self._active),True
             self.n_epochs,self.does_train,self.does_valid,self.epoch,self.iter = n_epochs,train,valid,0,-1
             _check_fit(self)
             if train: self.opt = self.opt_func(self.model.parameters(), self.lr if lr is None else lr)
             self._fit()
         finally:
-            own = 'cbs','logger','_listening','_busy','_active','_fitting'
-            vars(self).update(kept if kept['_fitting'] else {k: kept[k] for k in own})
+            vars(self).update(kept if kept['_fitting'] else {k: kept[k] for k in _of_one_fit})
 
 # %% ../nbs/09_learner.ipynb #92a6807f
 class TrainCB(Callback):
@@ -457,8 +462,8 @@ class no_trace:
 @fc.patch
 def show_training_loop(self:Learner, cbs=None):
     "Print the events of a fit, nested, with the callbacks that listen to each, in the order in which they run"
-    loop = ('before_fit before_epoch before_batch predict after_predict get_loss after_loss backward after_backward step '
-            'after_step zero_grad after_batch cleanup_batch after_epoch cleanup_epoch after_fit cleanup_fit')
+    loop = ('before_fit before_epoch before_batch predict after_predict get_loss after_loss backward after_backward '
+            'step after_step zero_grad after_batch cleanup_batch after_epoch cleanup_epoch after_fit cleanup_fit')
     for nm in loop.split():
         found = [type(cb).__name__ for cb in _listeners(self.cbs+_as_cbs(cbs), nm)]
         if nm.startswith('cleanup_'): found.reverse()
@@ -494,8 +499,9 @@ class Mean:
 class Accuracy(Mean):
     "Fraction of predictions whose highest score is the target's; classes in dimension 1"
     def update(self, preds, target):
-        if preds.ndim<2 or preds.shape[1]<2 or preds.shape[:1]+preds.shape[2:]!=target.shape or target.is_floating_point():
-            raise ValueError('Accuracy compares scores of shape (n,classes,...), of two classes or more, with class numbers '
+        fits = preds.ndim>1 and preds.shape[1]>1 and preds.shape[:1]+preds.shape[2:]==target.shape
+        if not fits or target.is_floating_point():
+            raise ValueError('Accuracy compares scores of shape (n,classes,...), two classes or more, with labels '
                              f'of shape (n,...), but got {_describe(preds)} and {_describe(target)}.')
         self.total += (preds.argmax(1)==target).sum()
         self.n += target.numel()

@@ -110,7 +110,7 @@ def test_zero_norm_starts_as_identity_path():
     assert b.convs.conv2[1].weight.grad.abs().min()>0
 
 @pytest.mark.parametrize('f, msg', [
-    (lambda: ResBlock(4, 8, stride=3), 'stride is 3: the identity path'),
+    (lambda: ResBlock(4, 8, stride=3), 'stride is 3: the grid is kept'),
     (lambda: ResBlock(4, 8, stride=0), 'stride is 0'),
     (lambda: ResBlock(0, 8), 'ni is 0'),
     (lambda: ResBlock(4, -1), 'nf is -1'),
