@@ -1,12 +1,17 @@
 "Hooks never leak, statistics are right, never wait for the device, and sit out where somebody only looks"
-import copy, gc, pytest, torch, torch.nn.functional as F, fastcore.all as fc
+import copy, gc, inspect, weakref, pytest, matplotlib, torch, torch.nn.functional as F, fastcore.all as fc
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from miniai.activations import *
-from miniai.learner import *
+from miniai.activations import ActivationStats, Hook, Hooks, HooksCallback
+from miniai.learner import (Callback, CancelBatchException, CancelEpochException, CancelFitException, SingleBatchCB,
+                            TrainLearner)
 from conftest import toy_dls, toy_model
 from test_learner import EVENTS, Raises
 
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+ENDS = CancelFitException, CancelEpochException, CancelBatchException, ZeroDivisionError, KeyboardInterrupt
 def n_hooks(m): return sum(len(o._forward_hooks) for o in m.modules())
 def count(hook, mod, inp, outp): hook.n = getattr(hook, 'n', 0)+1
 def learner(*cbs): return TrainLearner(toy_model(), toy_dls(), F.cross_entropy, .1, cbs=list(cbs))
@@ -75,9 +80,9 @@ def test_hooks_is_a_list():
 
 @pytest.mark.parametrize('ms', [[nn.Linear(2,2), None], [nn.Linear(2,2), 'relu'], [nn.Linear(2,2), torch.relu]])
 def test_no_module(ms):
-    with pytest.raises(TypeError, match='A hook sits on a module, got') as e: Hooks(ms, count)
+    with pytest.raises(TypeError, match='A hook needs a module, not') as e: Hooks(ms, count)
     assert n_hooks(ms[0])==0, e
-    with pytest.raises(TypeError, match='pass an nn.Module'): Hook(ms[1], count)
+    with pytest.raises(TypeError, match=r'use model.modules\(\)'): Hook(ms[1], count)
 
 def test_returned_value_replaces_the_output():
     m = nn.Linear(2,2)
@@ -97,8 +102,9 @@ def test_copy_of_a_hooked_model_is_not_watched_after_the_hook_went():
 def fits():
     def failing(l, **kw):
         with pytest.raises(ValueError): l.fit(**kw)
-    return {'train': lambda l: l.fit(2), 'no valid': lambda l: l.fit(valid=False), 'evaluation': lambda l: l.fit(train=False), 'single batch': lambda l: l.fit(cbs=SingleBatchCB()),
-            'lr_find': lambda l: l.lr_find(show=False), 'no epochs': lambda l: l.fit(0), 'bad epochs': lambda l: failing(l, n_epochs=-1)}
+    return {'train': lambda l: l.fit(2), 'no valid': lambda l: l.fit(valid=False), 'no epochs': lambda l: l.fit(0),
+            'evaluation': lambda l: l.fit(train=False), 'single batch': lambda l: l.fit(cbs=SingleBatchCB()),
+            'lr_find': lambda l: l.lr_find(show=False), 'bad epochs': lambda l: failing(l, n_epochs=-1)}
 
 @pytest.mark.parametrize('how', fits())
 def test_success(how):
@@ -109,7 +115,7 @@ def test_success(how):
     if 'epochs' not in how: assert sees.n==(0 if how=='lr_find' else 8)
 
 @pytest.mark.parametrize('event', EVENTS)
-@pytest.mark.parametrize('exc', [CancelFitException, CancelEpochException, CancelBatchException, ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize('exc', ENDS)
 @pytest.mark.parametrize('order', [-10, 10])
 def test_every_end(event, exc, order):
     cb = HooksCallback(count, on_valid=True)
@@ -121,7 +127,7 @@ def test_every_end(event, exc, order):
     learn.fit(1)
     assert n_hooks(learn.model)==0 and cb.hooks[0].n==6
 
-@pytest.mark.parametrize('exc', [CancelFitException, CancelEpochException, CancelBatchException, ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize('exc', ENDS)
 def test_ended_by_its_own_function(exc):
     def f(*args): raise exc
     learn = learner(HooksCallback(f, fc.risinstance(nn.ReLU)))
@@ -133,7 +139,6 @@ def test_ended_by_its_own_function(exc):
 @pytest.mark.parametrize('make', [lambda: HooksCallback(count), ActivationStats])
 def test_no_cycles(make):
     "Model, callback and learner are freed when the last name goes"
-    import weakref
     cb = make()
     learn = learner(cb)
     learn.fit(1)
@@ -156,6 +161,22 @@ def test_a_look_keeps_what_was_gathered():
     learn.fit(1, train=False)
     assert cb.hooks is hooks and hooks[0].n==4
 
+@pytest.mark.parametrize('on_valid, n', [(False,12),(True,18)])
+@pytest.mark.parametrize('event', ['after_batch','after_epoch','before_epoch'])
+def test_a_look_inside_a_fit_neither_adds_nor_ends(on_valid, n, event):
+    class Looks(Callback):
+        def look(self, learn):
+            if learn.dry_run: return
+            kept = dict(vars(learn))
+            learn.fit(1, train=False)
+            vars(learn).update(kept)
+    setattr(Looks, event, Looks.look)
+    cb = HooksCallback(count, fc.risinstance(nn.ReLU), on_valid=on_valid)
+    learn = learner(cb, Looks())
+    learn.fit(1)
+    learn.fit(3)
+    assert [h.n for h in cb.hooks]==[n] and n_hooks(learn.model)==0
+
 def test_watching_changes_nothing():
     def run(*cbs):
         learn = learner(*cbs)
@@ -172,10 +193,20 @@ def test_which_modules():
     learn.fit(1, cbs=cb)
     assert cb.names==['2 ReLU','6 Linear'] and n_hooks(learn.model)==0
 
-@pytest.mark.parametrize('kw, msg', [(dict(mod_filter=lambda m: False), 'mod_filter matches none of the modules, which are of types BatchNorm1d, Dropout, Linear, ReLU, Sequential'),
-                                     (dict(mods=[nn.ReLU()]), 'ReLU.*no part of the model'), (dict(mods=[None]), 'None, which is no part'), (dict(mods=[]), 'matches none')])
-def test_nothing_to_watch(kw, msg):
-    learn = learner(HooksCallback(count, **kw))
+@pytest.mark.parametrize('kw', [dict(mod_filter=lambda m: False), dict(mods=[])])
+def test_a_filter_that_matches_nothing_warns(kw):
+    "As in the course, the fit goes on"
+    cb = HooksCallback(count, fc.risinstance(nn.ReLU))
+    learn = learner(cb)
+    learn.fit(1)
+    vars(cb).update(kw)
+    msg = 'HooksCallback watches nothing: .* none .*, whose types are BatchNorm1d, Dropout, Linear, ReLU, Sequential'
+    with pytest.warns(UserWarning, match=msg): learn.fit(2)
+    assert (list(cb.hooks),cb.names,n_hooks(learn.model),learn.epoch)==([],[],0,1)
+
+@pytest.mark.parametrize('mods, msg', [([nn.ReLU()], r'ReLU\(\) in mods is no part of the model'), ([None], 'None in')])
+def test_modules_of_another_model(mods, msg):
+    learn = learner(HooksCallback(count, mods=mods))
     with pytest.raises(ValueError, match=msg): learn.fit(1)
     assert n_hooks(learn.model)==0
 
@@ -193,7 +224,8 @@ def test_values(shape, dtype):
     s = stats_of(acts)
     assert s.shape==(42,) and s.dtype==torch.float32
     assert torch.allclose(s[:2], torch.stack([acts.float().mean(), acts.float().std(correction=0)]), atol=1e-5)
-    assert torch.allclose(s[2:], torch.histc(acts.float().abs().clamp_max(10), 40, 0, 10)/acts.numel(), atol=1e-6) and s[2:].sum()==pytest.approx(1)
+    hist = torch.histc(acts.float().abs().clamp_max(10), 40, 0, 10)/acts.numel()
+    assert torch.allclose(s[2:], hist, atol=1e-6) and s[2:].sum()==pytest.approx(1)
 
 def test_part_of_a_large_batch():
     acts = torch.zeros(1000, 1000)
@@ -216,9 +248,9 @@ def test_no_graph_is_kept():
 
 class Syncs(TorchDispatchMode):
     "Counts what has to wait for the device: numbers read, sizes that depend on values, moves to another device"
-    n = 0
+    n,waits = 0,('_local_scalar_dense','nonzero','unique','bincount','equal','masked_select')
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.n += func.name().split('.')[0] in ('aten::_local_scalar_dense','aten::nonzero','aten::unique','aten::bincount','aten::equal','aten::masked_select')
+        self.n += func.name().split('.')[0].removeprefix('aten::') in self.waits
         return func(*args, **(kwargs or {}))
 
 def test_no_sync():
@@ -235,26 +267,44 @@ def test_not_a_tensor():
         def forward(self, x): return x,x
     m = nn.Sequential(nn.Linear(4,3), Two())
     learn = TrainLearner(m, toy_dls(), lambda p,y: F.cross_entropy(p[0], y), cbs=[ActivationStats(fc.risinstance(Two))])
-    with pytest.raises(TypeError, match='Two gives a tuple instead of a tensor: .*mod_filter'): learn.fit(1)
+    with pytest.raises(TypeError, match='Two returns a tuple, not a tensor: .*mod_filter'): learn.fit(1)
     assert n_hooks(m)==0
 
-def test_layers_and_charts():
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    cb = ActivationStats(lambda m: not isinstance(m, nn.Sequential))
-    learn = learner(cb)
+def test_settings_are_delegated():
+    "The course's call, and the settings of HooksCallback by name"
+    ps = inspect.signature(ActivationStats).parameters
+    assert list(ps)==['mod_filter','bins','top','on_train','on_valid','mods']
+    learn = learner()
+    mods = list(learn.model)[:3]
+    cb = ActivationStats(fc.risinstance((nn.Linear,nn.ReLU)), bins=4, on_train=False, on_valid=True, mods=mods)
+    learn.fit(1, cbs=cb)
+    assert {k: v.shape for k,v in cb.layers().items()}=={'0 Linear': (2,6), '2 ReLU': (2,6)}
+
+def inside(box, fig): return box.x0>=-1 and box.y0>=-1 and box.x1<=fig.bbox.x1+1 and box.y1<=fig.bbox.y1+1
+
+@pytest.mark.parametrize('n', [1,2,5,7,30])
+def test_layers_and_charts(n):
+    "Every panel has its title, and nothing is cut off or overlaps, however many layers there are"
+    plt.close('all')
+    m = nn.Sequential(*(nn.Linear(4,4) for _ in range(n-1)), nn.Linear(4,3))
+    cb = ActivationStats(fc.risinstance(nn.Linear))
     for f in cb.layers, cb.plot_stats, cb.color_dim, cb.dead_chart:
-        with pytest.raises(RuntimeError, match='no statistics yet: fit with this callback first'): f()
-    learn.fit(2)
-    assert len(cb.layers())==7 and all(s.shape==(8,42) for s in cb.layers().values())
-    for f,n in (cb.plot_stats,2), (cb.dead_chart,1), (cb.color_dim,8):
+        with pytest.raises(RuntimeError, match='no statistics yet: fit with this callback'): f()
+    TrainLearner(m, toy_dls(), F.cross_entropy, .1, cbs=cb).fit(2)
+    assert list(cb.layers())==[f'{i} Linear' for i in range(n)] and all(s.shape==(8,42) for s in cb.layers().values())
+    for f,k in (cb.plot_stats,2), (cb.dead_chart,1), (cb.color_dim,n):
         f()
-        axs = [ax for ax in plt.gcf().axes if ax.get_label()!='<colorbar>']
-        assert len(axs)==n
-        assert all(ax.get_title() for ax in axs[:7]) and (f==cb.color_dim or all(ax.get_xlabel() and ax.get_ylabel() for ax in axs))
-        fig = plt.figure(layout='constrained')
-        f(fig.subfigures(1, 2)[0])
+        fig = plt.gcf()
+        fig.canvas.draw()
+        axs = [ax for ax in fig.axes if ax.get_label()!='<colorbar>' and ax.axison]
+        assert len(axs)==k and all(ax.get_title() for ax in axs)
+        assert all(inside(ax.get_tightbbox(), fig) for ax in fig.axes)
+        assert f==cb.color_dim or all(ax.get_xlabel() and ax.get_ylabel() for ax in axs)
+        titles = [ax.title.get_window_extent() for ax in axs]
+        assert not any(a.overlaps(b) for i,a in enumerate(titles) for b in titles[:i])
+        f(figsize=(9,4))
+        assert plt.gcf() is not fig and tuple(plt.gcf().get_size_inches())==(9,4)
+        f(fig=plt.figure(layout='constrained').subfigures(1, 2)[0])
     plt.close('all')
 
 def test_a_lone_callback():

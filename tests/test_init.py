@@ -1,11 +1,12 @@
-"Gradients of GeneralRelu, LSUV that leaves no other trace, and transforms that keep a batch's structure"
-import shutil, sys, pytest, torch, torch.nn.functional as F
+"Gradients of GeneralRelu, LSUV that leaves no other trace, Normalize, and transforms that keep a batch's structure"
+import io, shutil, sys, pytest, numpy as np, torch, torch.nn.functional as F
 from collections import namedtuple
 from itertools import product
 from torch import nn
-from miniai.activations import *
-from miniai.init import *
-from miniai.learner import *
+from types import SimpleNamespace
+from miniai.activations import Hook, Hooks
+from miniai.init import BatchTransformCB, GeneralRelu, Normalize, act_gr, conv, init_weights, lsuv_init
+from miniai.learner import Callback, TrainLearner
 from conftest import toy_dls, toy_model
 
 COMBINATIONS = list(product((None,.1,0.), (None,.4,0.), (None,1.,.3)))
@@ -24,7 +25,7 @@ def test_general_relu(leak, sub, maxv):
     y = f(x)
     y.sum().backward()
     vals,slopes = zip(*(expected(o, leak, sub, maxv) for o in x.tolist()))
-    assert torch.allclose(y, torch.tensor(vals, dtype=y.dtype)) and torch.allclose(x.grad, torch.tensor(slopes, dtype=y.dtype))
+    assert torch.allclose(y, torch.tensor(vals).to(y)) and torch.allclose(x.grad, torch.tensor(slopes).to(y))
     assert torch.equal(x, kept)
     assert torch.autograd.gradcheck(f, points()) and torch.autograd.gradgradcheck(f, points())
 
@@ -47,7 +48,9 @@ def test_compiled_by_inductor(): same_compiled((.1,.4,1.), 'inductor')
 
 # LSUV
 
-def net(): return nn.Sequential(conv(1, 4, act=act_gr), conv(4, 4, act=act_gr, norm=nn.BatchNorm2d), nn.Dropout(), nn.Flatten(), nn.Linear(4*16, 3))
+def net():
+    convs = conv(1, 4, act=act_gr), conv(4, 4, act=act_gr, norm=nn.BatchNorm2d)
+    return nn.Sequential(*convs, nn.Dropout(), nn.Flatten(), nn.Linear(4*16, 3))
 @pytest.fixture
 def xb(): return torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 def n_hooks(m): return sum(len(o._forward_hooks) for o in m.modules())
@@ -69,6 +72,13 @@ def test_lsuv_with_pairs(xb):
     lsuv_init(m, xb, [(m[0][1], m[0][0])])
     assert measured(m, [m[0][1]], xb)[0]==pytest.approx((0,1), abs=1.1e-2)
 
+def test_lsuv_as_the_course_calls_it(xb):
+    "lsuv_init(model, module to measure, layer to change, batch)"
+    m = net()
+    for ms in zip((m[0][1], m[1][2]), (m[0][0], m[1][0])):
+        if ms[1].bias is not None: lsuv_init(m, *ms, xb)
+    assert measured(m, [m[0][1]], xb)[0]==pytest.approx((0,1), abs=1.1e-3)
+
 def test_lsuv_in_the_order_of_the_data(xb):
     class Turned(nn.Module):
         def __init__(self):
@@ -78,12 +88,15 @@ def test_lsuv_in_the_order_of_the_data(xb):
     m = Turned()
     unused = m.unused.weight.clone()
     lsuv_init(m, xb)
-    assert [s for _,s in measured(m, [m.first, m.last], xb)]==pytest.approx([1,1], abs=1.1e-2) and torch.equal(m.unused.weight, unused)
+    assert [s for _,s in measured(m, [m.first, m.last], xb)]==pytest.approx([1,1], abs=1.1e-2)
+    assert torch.equal(m.unused.weight, unused)
 
 def trace(m, weights=False):
     b = lambda t: None if t is None else t.detach().clone().numpy().tobytes()
-    return dict(modes=[o.training for o in m.modules()], buffers=[b(t) for t in m.buffers()], grads=[b(p.grad) for p in m.parameters()], requires=[p.requires_grad for p in m.parameters()],
-                ids=[id(p) for p in m.parameters()], hooks=n_hooks(m), rng=torch.get_rng_state().tolist(), enabled=torch.is_grad_enabled(), values=weights and [b(p) for p in m.parameters()])
+    ps = list(m.parameters())
+    return dict(modes=[o.training for o in m.modules()], buffers=[b(t) for t in m.buffers()], ids=[id(p) for p in ps],
+                grads=[(b(p.grad),p.requires_grad) for p in ps], values=weights and [b(p) for p in ps],
+                hooks=n_hooks(m), rng=torch.get_rng_state().tolist(), enabled=torch.is_grad_enabled())
 
 def prepared():
     m = net()
@@ -115,11 +128,11 @@ def test_lsuv_an_error_on_the_way_leaves_nothing(xb, exc):
 
 @pytest.mark.parametrize('make, msg', [
     (lambda m: dict(pairs=[(m[0][1], m[3])]), r'Flatten\(.*has no weights to scale: pairs are'),
-    (lambda m: dict(pairs=[(nn.ReLU(), m[0][0])]), r'ReLU\(\) took no part when the model was called'),
-    (lambda m: dict(tol=1e-9, max_iter=1), 'after 1 changes to Conv2d.*allow a larger tol'),
-    (lambda m: dict(xb=torch.full((4,1,16,16), float('nan'))), 'mean nan and deviation nan, which no scale makes 1'),
+    (lambda m: dict(pairs=[(nn.ReLU(), m[0][0])]), r'model\(xb\) makes no use of ReLU\(\)'),
+    (lambda m: dict(tol=1e-9, max_iter=1), 'Conv2d.* after 1 changes: raise tol'),
+    (lambda m: dict(xb=torch.full((4,1,16,16), float('nan'))), 'mean nan and standard deviation nan, which no'),
     (lambda m: dict(xb=torch.full((4,1,16,16), float('inf'))), 'which no scale makes 1'),
-    (lambda m: dict(xb=torch.zeros(4,1,16,16)), 'deviation 0, which no scale makes 1: look for inputs')])
+    (lambda m: dict(xb=torch.zeros(4,1,16,16)), 'deviation 0, which .* is something before it constant')])
 def test_lsuv_errors(xb, make, msg):
     m = prepared().apply(init_weights)
     before = trace(m, True)
@@ -127,11 +140,80 @@ def test_lsuv_errors(xb, make, msg):
     assert trace(m, True)==before
 
 def test_lsuv_without_layers(xb):
-    with pytest.raises(ValueError, match='No convolution or linear layer took part, among Flatten, ReLU, Sequential'): lsuv_init(nn.Sequential(nn.ReLU(), nn.Flatten()), xb)
+    with pytest.raises(ValueError, match='No convolution or linear layer took part in Sequential: pass pairs'):
+        lsuv_init(nn.Sequential(nn.ReLU(), nn.Flatten()), xb)
 
-def test_lsuv_of_a_plain_relu_fails_clearly(xb):
+def test_lsuv_of_a_plain_relu_fails_clearly_and_changes_nothing(xb):
     m = nn.Sequential(conv(1,4), conv(4,4))
+    before = trace(m, True)
     with pytest.raises(ValueError, match='ReLU'): lsuv_init(m, xb, [(o[1],o[0]) for o in m])
+    assert trace(m, True)==before
+
+# conv and init_weights
+
+def test_conv_parts():
+    assert [type(o) for o in conv(1, 8, norm=nn.BatchNorm2d, act=act_gr)]==[nn.Conv2d, nn.BatchNorm2d, GeneralRelu]
+    assert [type(o) for o in conv(1, 8, act=None)]==[nn.Conv2d]
+    has_bias = [conv(1, 8, **kw)[0].bias is not None for kw in ({}, dict(norm=nn.BatchNorm2d), dict(bias=False),
+                                                                dict(norm=nn.BatchNorm2d, bias=True))]
+    assert has_bias==[True,False,False,True]
+    assert conv(1, 8, ks=5, stride=1)(torch.zeros(2,1,7,9)).shape==(2,8,7,9)
+    with pytest.raises(ValueError, match='ks is 4: an even kernel has no middle, take 3 or 5'): conv(1, 8, ks=4)
+
+@pytest.mark.parametrize('leaky', [0.,.1])
+def test_init_weights(leaky):
+    m = nn.Sequential(conv(16, 64, ks=5), nn.BatchNorm2d(64), nn.Linear(500, 200, bias=False))
+    m.apply(lambda o: init_weights(o, leaky))
+    for o,n in (m[0][0],400),(m[2],500): assert o.weight.std().item()==pytest.approx((2/n/(1+leaky**2))**.5, rel=.03)
+    assert not m[0][0].bias.any() and (m[1].weight==1).all()
+
+# Normalize
+
+MEAN,STD = 0.2860405969887955, 0.3530242445149223
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('shape', [(2,1,28,28),(3,3,5,7),(1,28,28),(4,1,1,1),(64,3,32,32)])
+def test_normalize_is_bit_identical_to_python_numbers(shape, memory_format):
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    if len(shape)==4: x = x.to(memory_format=memory_format)
+    assert torch.equal(Normalize(MEAN, STD)(x), (x-MEAN)/STD)
+    xd = x.double()
+    assert torch.allclose(Normalize(MEAN, STD)(xd), (xd-MEAN)/STD, atol=1e-6)
+
+@pytest.mark.parametrize('kind', [list, tuple, np.array, torch.tensor])
+def test_normalize_per_channel(kind):
+    x,mean,std = torch.rand(4,3,8,8),[.1,.2,.3],[.5,1.,2.]
+    y = Normalize(kind(mean), kind(std))(x)
+    for c in range(3): assert torch.equal(y[:,c], (x[:,c]-mean[c])/std[c])
+
+def test_normalize_is_part_of_what_is_saved():
+    m,other = (nn.Sequential(Normalize(*o), nn.Flatten()) for o in ((.25,.5), (0,1)))
+    assert list(m.state_dict())==['0.mean','0.std'] and m[0].mean.shape==(1,1,1) and not list(m.parameters())
+    f = io.BytesIO()
+    torch.save(m.state_dict(), f)
+    f.seek(0)
+    other.load_state_dict(torch.load(f, weights_only=True))
+    x = torch.rand(2,1,4,4)
+    assert torch.equal(other(x), m(x)) and torch.equal(m(x), ((x-.25)/.5).flatten(1))
+    assert (repr(m[0]),repr(Normalize([.1,.2],[.3,.4])))==('Normalize(mean=[0.25], std=[0.5])',
+                                                            'Normalize(mean=[0.1, 0.2], std=[0.3, 0.4])')
+
+def test_normalize_has_numbers_of_its_own():
+    mean = torch.tensor([.5])
+    norm = Normalize(mean, mean)
+    norm.mean.fill_(9)
+    assert mean.item()==.5
+
+def test_normalize_goes_where_the_images_are():
+    assert Normalize(.5, .5)(torch.empty(2,1,4,4, device='meta')).device.type=='meta'
+
+@pytest.mark.parametrize('std', [0, 0., [1.,0.], -1., float('nan')])
+def test_normalize_by_nothing(std):
+    with pytest.raises(ValueError, match='std is .*, it has to be above 0: are all pixels the same'): Normalize(0., std)
+
+def test_normalize_can_be_traced_and_exported():
+    m,x = nn.Sequential(Normalize(.25, .5), conv(1, 2)),torch.rand(2,1,8,8)
+    for f in torch.fx.symbolic_trace(m), torch.export.export(m, (x,)).module(): assert torch.allclose(f(x), m(x))
 
 # BatchTransformCB
 
@@ -144,8 +226,17 @@ def fit_with(tfm, batch=None, **kw):
 x,y = torch.randn(4,4),torch.tensor([0,1,2,0])
 Pair = namedtuple('Pair', 'x y')
 
-@pytest.mark.parametrize('tfm', [lambda b: (b[0]*2, b[1]), lambda b: [b[0], b[1]], lambda b: Pair(*b), lambda b: b, Normalize(.5, .2)])
+@pytest.mark.parametrize('tfm', [lambda b: (b[0]*2, b[1]), lambda b: [b[0], b[1]], lambda b: Pair(*b), lambda b: b])
 def test_transforms_that_keep_the_structure(tfm): fit_with(tfm)
+
+def test_normalize_in_a_tuple_a_list_and_a_dict():
+    norm,want = Normalize(.5, .2),(x-.5)/.2
+    for batch,tfm in (((x,y), lambda b: (norm(b[0]), *b[1:])), ([x,y], lambda b: [norm(b[0]), *b[1:]]),
+                      ({'x': x, 'y': y}, lambda b: {**b, 'x': norm(b['x'])})):
+        learn = SimpleNamespace(batch=batch, training=True)
+        BatchTransformCB(tfm).before_batch(learn)
+        bx,by = learn.batch.values() if isinstance(batch, dict) else learn.batch
+        assert type(learn.batch) is type(batch) and torch.equal(bx, want[None]) and by is y
 
 def test_more_items_are_welcome():
     seen = []
@@ -163,10 +254,13 @@ def loses_y(b):
     return b
 
 @pytest.mark.parametrize('batch, tfm, msg', [
-    ((x,y), lambda b: b[0], r'<lambda> turned a batch, tuple with items 0, 1, into Tensor: .*for example \(x, \*b\[1:\]\)'), ((x,y), lambda b: None, 'into NoneType'),
-    ((x,y), lambda b: b[:1], 'tuple with items 0, 1, into tuple with items 0:'), ((x,y), lambda b: {'x': b[0], 'y': b[1]}, 'into dict with items'),
-    ((x,y), lambda b: torch.stack([b[0], b[0]]), 'into Tensor'), ({'x': x, 'y': y}, lambda b: {'x': b['x']}, 'dict with items .*into dict with items x:'),
-    ({'x': x, 'y': y}, loses_y, 'loses_y turned .*into dict with items x:'), ({'x': x, 'y': y}, lambda b: (b['x'], b['y']), 'into tuple'), (x, lambda b: (b,b), 'a batch, Tensor, into tuple')])
+    ((x,y), lambda b: b[0], r'<lambda> turned a batch, tuple\[0, 1\], into Tensor: .*for example \(x, \*b\[1:\]\)'),
+    ((x,y), lambda b: None, 'into NoneType'), ((x,y), lambda b: b[:1], r'tuple\[0, 1\], into tuple\[0\]:'),
+    ((x,y), lambda b: {'x': b[0], 'y': b[1]}, 'into dict'),
+    ((x,y), lambda b: torch.stack([b[0], b[0]]), 'into Tensor'),
+    ({'x': x, 'y': y}, lambda b: {'x': b['x']}, r"dict\['x', 'y'\], into dict\['x'\]:"),
+    ({'x': x, 'y': y}, loses_y, r"loses_y turned .*into dict\['x'\]:"),
+    ({'x': x, 'y': y}, lambda b: (b['x'], b['y']), 'into tuple'), (x, lambda b: (b,b), 'a batch, Tensor, into tuple')])
 def test_transforms_that_change_the_structure(batch, tfm, msg):
     with pytest.raises(TypeError, match=msg) as e: fit_with(tfm, batch)
     assert 'Raised in callback BatchTransformCB, event before_batch.' in e.value.__notes__

@@ -1,11 +1,12 @@
 "Schedules against PyTorch's own, through interruptions and in fits; recorded values"
-import io, json, math, pytest, torch, torch.nn.functional as F
+import gc, io, json, math, weakref, pytest, numpy as np, torch, torch.nn.functional as F
 from functools import partial
 from itertools import product
 from torch import nn, optim
 from torch.optim import lr_scheduler
-from miniai.learner import *
-from miniai.sgd import *
+from miniai.learner import Callback, CancelBatchException, TrainLearner
+from miniai.sgd import (BaseSchedCB, BatchSchedCB, CosineAnnealing, EpochSchedCB, HasLearnCB, OneCycle, RecorderCB,
+                        Schedule, group_lr, group_mom)
 from conftest import toy_dls, toy_model
 
 def two_groups(opt_func=optim.SGD, **kw):
@@ -42,7 +43,8 @@ def test_cosine_equals_torch(opt_func, n, eta_min):
                trace(partial(lr_scheduler.CosineAnnealingLR, T_max=n, eta_min=eta_min), two_groups(opt_func), n))
 
 def check_onecycle(opt_func, **kw):
-    ours,theirs = (trace(partial(f, **kw), two_groups(opt_func), kw['total_steps']) for f in (OneCycle, lr_scheduler.OneCycleLR))
+    n = kw['total_steps']
+    ours,theirs = (trace(partial(f, **kw), two_groups(opt_func), n) for f in (OneCycle, lr_scheduler.OneCycleLR))
     check_same(ours, theirs)
     return ours
 
@@ -50,9 +52,10 @@ def check_onecycle(opt_func, **kw):
 @pytest.mark.parametrize('anneal', ['cos','linear'])
 @pytest.mark.parametrize('max_lr', [.1, [.05,.7]])
 def test_onecycle_equals_torch(opt_func, anneal, max_lr):
-    for n,pct,div,final,(base,high) in product((7,10,61), (.25,.3,.5,.9), (25.,2.), (1e4,10.), ((.85,.95),(.5,.9),([.8,.7],[.9,.99]))):
-        check_onecycle(opt_func, max_lr=max_lr, total_steps=n, pct_start=pct, anneal_strategy=anneal, div_factor=div, final_div_factor=final,
-                       base_momentum=base, max_momentum=high)
+    moms = (.85,.95), (.5,.9), ([.8,.7],[.9,.99])
+    for n,pct,div,final,(base,high) in product((7,10,61), (.25,.3,.5,.9), (25.,2.), (1e4,10.), moms):
+        check_onecycle(opt_func, max_lr=max_lr, total_steps=n, pct_start=pct, anneal_strategy=anneal,
+                       div_factor=div, final_div_factor=final, base_momentum=base, max_momentum=high)
 
 @pytest.mark.parametrize('opt_func', WITH_MOM)
 @pytest.mark.parametrize('anneal', ['cos','linear'])
@@ -78,14 +81,16 @@ def test_a_rate_that_is_a_tensor_stays_the_same_tensor():
     opt = optim.AdamW([{'params': [nn.Parameter(torch.ones(2))], 'lr': lr} for lr in lrs], foreach=False)
     sched = CosineAnnealing(opt, 4)
     for _ in range(2): sched.step()
-    assert all(g['lr'] is lr for g,lr in zip(opt.param_groups, lrs)) and torch.allclose(torch.stack(lrs), torch.tensor([.01,.15]))
+    assert all(g['lr'] is lr for g,lr in zip(opt.param_groups, lrs))
+    assert torch.allclose(torch.stack(lrs), torch.tensor([.01,.15]))
 
 def test_eta_min_for_each_group():
     assert trace(partial(CosineAnnealing, total_steps=5, eta_min=[.001,.01]), two_groups(), 5)[-1]==[(.001,0),(.01,0)]
 
 # saved and loaded
 
-MAKERS = {'cosine': partial(CosineAnnealing, total_steps=12, eta_min=1e-3), 'onecycle': partial(OneCycle, max_lr=[.05,.7], total_steps=12),
+MAKERS = {'cosine': partial(CosineAnnealing, total_steps=12, eta_min=1e-3),
+          'onecycle': partial(OneCycle, max_lr=[.05,.7], total_steps=12),
           'linear': partial(OneCycle, max_lr=.1, total_steps=12, anneal_strategy='linear')}
 
 def through_file(state):
@@ -138,24 +143,27 @@ def test_states_that_do_not_fit():
     before = sched.state_dict(),read(sched.opt)
     one,plain = optim.SGD([nn.Parameter(torch.ones(1))], .1),two_groups(optim.Adagrad)
     theirs = lr_scheduler.OneCycleLR(two_groups(), .1, 10).state_dict()
-    for state,msg in ((theirs, 'expected t, total_steps, points.*pass what OneCycle.state_dict'), ({}, 'The state has nothing'),
-                      (CosineAnnealing(one, 10).state_dict(), r'it needs one list for each of the 2 parameter groups of this SGD'),
-                      ({**before[0], 't': 13}, 'OneCycle is at its end')):
+    for state,msg in ((theirs, r"expected \['total_steps', 'points', .*pass what OneCycle.state_dict"),
+                      ({}, r'The state has \[\], expected'),
+                      (CosineAnnealing(one, 10).state_dict(), 'lr has to have 2 values for each of 2 groups'),
+                      ({**before[0], 't': 13}, 't is 13, but has to be from 0 to total_steps=12')):
         with pytest.raises(ValueError, match=msg): sched.load_state_dict(state)
         assert (sched.state_dict(),read(sched.opt))==before
     with pytest.raises(ValueError, match='Adagrad has neither'): CosineAnnealing(plain, 12).load_state_dict(before[0])
 
 # errors
 
-@pytest.mark.parametrize('f', [partial(OneCycle, max_lr=.1), CosineAnnealing, partial(Schedule, points=[0,9], lr=[[1,0]]*2)], ids=['onecycle','cosine','schedule'])
+@pytest.mark.parametrize('f', [partial(OneCycle, max_lr=.1), CosineAnnealing, partial(Schedule, points=[0,9], lr=[[1,0]]*2)],
+                         ids=['onecycle','cosine','schedule'])
 @pytest.mark.parametrize('total', [0, -3, 2.5, 10., None, '10', float('nan')])
 def test_impossible_total(f, total):
-    with pytest.raises(ValueError, match='total_steps is .*whole number of at least 1: epochs times batches for BatchSchedCB, epochs for EpochSchedCB'):
+    with pytest.raises(ValueError, match='total_steps is .* whole number of at least 1: epochs times batches for Batch'):
         f(two_groups(), total_steps=total)
 
 @pytest.mark.parametrize('n, pct', [(1,.3), (3,.3), (10,.1), (10,0.), (10,-.5), (10,1.), (10,1.5), (10,math.nan)])
 def test_total_too_short_for_pct_start(n, pct):
-    with pytest.raises(ValueError, match=f'pct_start={pct} of total_steps={n} is a warm-up of .* steps, it has to be more than 1 and fewer than {n}: change'):
+    msg = f'pct_start={pct} of total_steps={n} is a warm-up of .* change pct_start, .* more epochs or smaller batches'
+    with pytest.raises(ValueError, match=msg):
         OneCycle(two_groups(), .1, n, pct_start=pct)
 
 @pytest.mark.parametrize('make', MAKERS.values(), ids=MAKERS)
@@ -164,34 +172,39 @@ def test_step_past_the_end(make):
     sched = make(opt)
     for _ in range(12): sched.step()
     before = read(opt),sched.t
+    msg = f'{type(sched).__name__} is at its end, all of its 12 steps are taken: total_steps has to be epochs'
     for _ in range(2):
-        with pytest.raises(ValueError, match=f'{type(sched).__name__} is at its end, all of its 12 steps are taken: make it with total_steps='): sched.step()
+        with pytest.raises(ValueError, match=msg): sched.step()
     assert (read(opt),sched.t)==before
 
 @pytest.mark.parametrize('opt_func', WITHOUT)
 def test_no_momentum_to_cycle(opt_func):
     opt = two_groups(opt_func)
     before = read(opt)
-    with pytest.raises(ValueError, match=f'{opt_func.__name__} has neither momentum nor betas.*cycle_momentum=False'): OneCycle(opt, .1, 10)
+    with pytest.raises(ValueError, match=f'{opt_func.__name__} has neither .*cycle_momentum=False'):
+        OneCycle(opt, .1, 10)
     assert read(opt)==before
     OneCycle(opt, .1, 10, cycle_momentum=False).step()
 
 @pytest.mark.parametrize('kw, msg', [
-    (dict(max_lr=[.1]), 'max_lr has 1 values, but the optimizer has 2'), (dict(base_momentum=(.1,.2,.3)), 'base_momentum has 3 values'),
-    (dict(max_momentum=[.9]), 'max_momentum has 1'), (dict(anneal_strategy='exp'), "anneal_strategy is 'exp', it has to be cos or linear")])
+    (dict(max_lr=[.1]), 'max_lr has 1 values for 2 parameter groups'), (dict(max_momentum=[.9]), 'max_momentum has 1'),
+    (dict(base_momentum=(.1,.2,.3)), 'base_momentum has 3 values'),
+    (dict(anneal_strategy='exp'), r"anneal_strategy 'exp' is not \['cos', 'linear'\]")])
 def test_bad_settings(kw, msg):
     with pytest.raises(ValueError, match=msg): OneCycle(two_groups(), **{'max_lr': .1, 'total_steps': 10, **kw})
 
 @pytest.mark.parametrize('kw, msg', [
-    (dict(points=[0]), 'two or more that rise'), (dict(points=[0,5,5]), 'two or more that rise'), (dict(lr=[[1,0]]), 'one list for each of the 2'),
-    (dict(lr=[[1,0],[1]]), 'one value for each of the 2 points'), (dict(mom=[[.9,.8]]), 'mom is .*one list for each of the 2')])
+    (dict(points=[0]), 'two or more that rise'), (dict(points=[0,5,5]), 'two or more that rise'),
+    (dict(points=[0,9,5]), 'two or more that rise'), (dict(lr=[[1,0]]), 'lr has to have 2 values for each of 2 groups'),
+    (dict(lr=[[1,0],[1]]), 'lr has to have 2 values'), (dict(mom=[[.9,.8]]), 'mom has to have 2 values for each of 2')])
 def test_bad_points(kw, msg):
     with pytest.raises(ValueError, match=msg): Schedule(two_groups(), 10, **{'points': [0,10], 'lr': [[1,0]]*2, **kw})
 
 def test_a_group_added_on_the_way():
     sched = MAKERS['cosine'](two_groups())
     sched.opt.add_param_group({'params': [nn.Parameter(torch.ones(1))]})
-    with pytest.raises(ValueError, match='one list for each of the 3 parameter groups'): sched.step()
+    with pytest.raises(ValueError, match='CosineAnnealing was made for 2 parameter groups'): sched.step()
+    assert sched.t==0
 
 # in fits
 
@@ -199,22 +212,24 @@ def body_and_head(params, lr, opt_func=optim.AdamW):
     params = list(params)
     return opt_func([{'params': params[:2], 'lr': lr/10}, {'params': params[2:]}], lr)
 
-def learner(*cbs, opt_func=body_and_head): return TrainLearner(toy_model(), toy_dls(), F.cross_entropy, .1, cbs=cbs, opt_func=opt_func)
+def learner(*cbs, opt_func=body_and_head):
+    return TrainLearner(toy_model(), toy_dls(), F.cross_entropy, .1, cbs=cbs, opt_func=opt_func)
 
-def both(**kw): return RecorderCB(lr0=group_lr, lr1=partial(group_lr, i=1), mom0=group_mom, mom1=partial(group_mom, i=1), **kw)
+def both(**kw):
+    return RecorderCB(lr0=group_lr, lr1=partial(group_lr, i=1), mom0=group_mom, mom1=partial(group_mom, i=1), **kw)
 
-PAIRS = {'batch 1cycle': (BatchSchedCB, partial(OneCycle, max_lr=[.01,.2], total_steps=12), partial(lr_scheduler.OneCycleLR, max_lr=[.01,.2], total_steps=12)),
-         'batch cosine': (BatchSchedCB, partial(CosineAnnealing, total_steps=12), partial(lr_scheduler.CosineAnnealingLR, T_max=12)),
-         'epoch cosine': (EpochSchedCB, partial(CosineAnnealing, total_steps=3, eta_min=.01), partial(lr_scheduler.CosineAnnealingLR, T_max=3, eta_min=.01)),
-         'epoch 1cycle': (EpochSchedCB, partial(OneCycle, max_lr=.1, total_steps=3, pct_start=.5), partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=3, pct_start=.5))}
+PAIRS = {'batch 1cycle': (BatchSchedCB, OneCycle, lr_scheduler.OneCycleLR, dict(max_lr=[.01,.2], total_steps=12)),
+         'batch cosine': (BatchSchedCB, CosineAnnealing, lr_scheduler.CosineAnnealingLR, dict(T_max=12)),
+         'epoch cosine': (EpochSchedCB, CosineAnnealing, lr_scheduler.CosineAnnealingLR, dict(T_max=3, eta_min=.01)),
+         'epoch 1cycle': (EpochSchedCB, OneCycle, lr_scheduler.OneCycleLR, dict(max_lr=.1, total_steps=3, pct_start=.5))}
 
-@pytest.mark.parametrize('cb, ours, theirs', PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize('cb, ours, theirs, kw', PAIRS.values(), ids=PAIRS)
 @pytest.mark.parametrize('first', [True,False])
-def test_fit_equals_torch(cb, ours, theirs, first):
+def test_fit_equals_torch(cb, ours, theirs, kw, first):
     "The same rates at every batch and the same weights at the end, wherever the recorder stands"
     res = []
-    for sched in ours,theirs:
-        rec,cbs = both(),[cb(sched)]
+    for sched,kws in (ours, {{'T_max': 'total_steps'}.get(k, k): v for k,v in kw.items()}), (theirs, kw):
+        rec,cbs = both(),[cb(partial(sched, **kws))]
         cbs.insert(0 if first else 1, rec)
         learn = learner(*cbs)
         learn.fit(3)
@@ -249,9 +264,10 @@ def test_lr_find_between_fits_changes_nothing():
 @pytest.mark.parametrize('make', [CosineAnnealing, partial(OneCycle, max_lr=.1, pct_start=.8)])
 def test_fit_longer_than_its_schedule(cb, total, epochs, make):
     rec = RecorderCB()
-    with pytest.raises(ValueError, match=f'all of its {total} steps are taken: make it with total_steps=epochs times batches for BatchSchedCB, epochs') as e:
+    with pytest.raises(ValueError, match=f'all of its {total} steps are taken: total_steps has to') as e:
         learner(cb(partial(make, total_steps=total)), rec).fit(epochs)
-    assert f"Raised in callback {cb.__name__}, event after_{'batch' if cb is BatchSchedCB else 'epoch'}." in e.value.__notes__
+    event = 'after_batch' if cb is BatchSchedCB else 'after_epoch'
+    assert f'Raised in callback {cb.__name__}, event {event}.' in e.value.__notes__
     assert len(rec.recs['lr'])==(total+1 if cb is BatchSchedCB else 4*(total+1))
 
 def test_validation_and_cancelled_batches_take_no_step():
@@ -265,11 +281,104 @@ def test_validation_and_cancelled_batches_take_no_step():
 @pytest.mark.parametrize('cb', [BatchSchedCB, EpochSchedCB])
 def test_a_finished_scheduler_is_refused(cb):
     for f in partial(CosineAnnealing, total_steps=3), partial(lr_scheduler.CosineAnnealingLR, T_max=3):
-        with pytest.raises(TypeError, match='sched is a finished CosineAnnealing.*pass what makes one from an optimizer'): cb(f(two_groups()))
+        with pytest.raises(TypeError, match='sched is a finished CosineAnn.*pass what makes one'): cb(f(two_groups()))
+
+class Plain:
+    "As an optimizer written from scratch has it: params, lr, step and zero_grad"
+    def __init__(self, params, lr): self.params,self.lr = list(params),lr
+    def step(self):
+        with torch.no_grad():
+            for p in self.params: p -= p.grad*self.lr
+    def zero_grad(self):
+        for p in self.params: p.grad = None
+
+@pytest.mark.parametrize('sched', [None, CosineAnnealing, partial(OneCycle, max_lr=.1, cycle_momentum=False)])
+def test_an_optimizer_of_ones_own(sched):
+    "The same rates, losses and weights as with SGD, in fits, schedules and records"
+    res = []
+    for opt_func in Plain,optim.SGD:
+        rec = RecorderCB(lr=group_lr, lr2=lambda cb: cb.pg['lr'], loss=lambda learn: learn.loss)
+        learn = learner(rec, *([BatchSchedCB(partial(sched, total_steps=8))] if sched else []), opt_func=opt_func)
+        learn.fit(2)
+        res.append((rec.recs['lr'], rec.recs['lr2'], torch.stack(rec.recs['loss']), *learn.model.parameters()))
+    (lr,lr2,*ours),(want,_,*theirs) = res
+    assert lr==lr2==want and all(torch.allclose(a, b, atol=1e-6) for a,b in zip(ours, theirs))
+    rec = RecorderCB()
+    learner(rec, opt_func=Plain).fit(1)
+    assert list(rec.recs)==['lr','loss'] and rec.recs['lr']==[.1]*4
+
+def test_what_an_optimizer_of_ones_own_lacks():
+    with pytest.raises(ValueError, match='Plain has neither momentum nor betas'): OneCycle(Plain([], .1), .1, 10)
+    class Hidden(Plain):
+        def __init__(self, params, lr): self.params,self.rate = list(params),lr
+    for make in partial(CosineAnnealing, total_steps=8), partial(OneCycle, max_lr=.1, total_steps=8):
+        with pytest.raises(TypeError, match='Hidden has no learning rate to change: give it param_groups or an'):
+            learner(BatchSchedCB(make), opt_func=Hidden).fit(2)
+
+@pytest.mark.parametrize('number', [np.int64, np.int32, np.uint8])
+def test_numbers_from_numpy(number):
+    "They serve as steps and rates, and the state stays plain"
+    cycles = partial(OneCycle, max_lr=np.float32(.1)), partial(OneCycle, max_lr=[np.float64(.1), .2])
+    for make in *cycles, CosineAnnealing:
+        a,b = (make(two_groups(), total_steps=n) for n in (number(12), 12))
+        for _ in range(5): a.step(), b.step()
+        assert a.state_dict()==b.state_dict()==through_file(json.loads(json.dumps(a.state_dict())))
+        assert read(a.opt)==read(b.opt)
+
+def test_base_sched_cb_is_a_base():
+    "A subclass says when to step: here after every second batch"
+    class Half(BaseSchedCB):
+        def after_batch(self, learn):
+            if learn.iter%2: self._step(learn)
+    cb = Half(partial(CosineAnnealing, total_steps=4))
+    learner(cb).fit(2)
+    assert cb.schedo.t==4 and isinstance(BatchSchedCB(CosineAnnealing), BaseSchedCB)
+
+# HasLearnCB
+
+class NeedsLearner(HasLearnCB):
+    def __init__(self): self.seen = []
+    def after_batch(self, learn): self.note()
+    def note(self): self.seen.append(self.learn.iter)
+
+def test_has_learn():
+    cb = NeedsLearner()
+    learn = learner(cb)
+    learn.fit(1)
+    assert cb.seen==[0,1,2,3,0,1] and cb.learn is None
+    learn.fit(1, train=False)
+    assert cb.seen[6:]==[0,1] and cb.learn is None
+
+def test_has_learn_makes_no_cycle():
+    cb = NeedsLearner()
+    learn,gone = learner(cb),[]
+    class Fails(Callback):
+        def after_batch(self, learn): raise ZeroDivisionError
+    try: learn.fit(1, cbs=Fails())
+    except ZeroDivisionError: pass
+    gc.collect()
+    gc.disable()
+    weakref.finalize(learn, gone.append, 1)
+    del learn
+    gc.enable()
+    assert gone and cb.learn is None
+
+def test_has_learn_after_a_look_inside_the_fit():
+    cb = NeedsLearner()
+    class Looks(Callback):
+        order = -1
+        def after_batch(self, learn):
+            if learn.dry_run: return
+            kept = dict(vars(learn))
+            learn.fit(1, train=False)
+            vars(learn).update(kept)
+    learner(Looks(), cb).fit(1)
+    assert cb.seen==[0,1,0, 0,1,1, 0,1,2, 0,1,3, 0,1,0, 0,1,1] and cb.learn is None
 
 # RecorderCB
 
-@pytest.mark.parametrize('opt_func, names', [(optim.SGD, ['lr','mom','loss']), (optim.AdamW, ['lr','mom','loss']), (optim.Adagrad, ['lr','loss'])])
+@pytest.mark.parametrize('opt_func, names', [(optim.SGD, ['lr','mom','loss']), (optim.AdamW, ['lr','mom','loss']),
+                                             (optim.Adagrad, ['lr','loss'])])
 def test_recorder_defaults(opt_func, names):
     rec = RecorderCB()
     learn = learner(rec, opt_func=opt_func)
@@ -284,9 +393,19 @@ def test_recorder_does_not_sync(monkeypatch):
     learn = learner(rec, opt_func=optim.SGD)
     def no(*args): raise AssertionError('a sync')
     with monkeypatch.context() as m:
+        m.setattr('miniai.learner._check_pass', lambda *args: None)  # it reads one number, once a pass
         for nm in 'item','tolist','cpu','numpy','__float__','__bool__': m.setattr(torch.Tensor, nm, no)
         learn.fit(1)
     assert all(isinstance(v, torch.Tensor) and v.grad_fn is None for vals in rec.recs.values() for v in vals)
+
+def test_recorder_takes_the_courses_getters():
+    "There, a getter reads `pg`, the first parameter group"
+    def _lr(cb): return cb.pg['lr']
+    def _beta1(cb): return cb.pg['betas'][0]
+    rec = RecorderCB(lr=_lr, mom=_beta1)
+    ours = RecorderCB(lr=group_lr, mom=group_mom)
+    learner(BatchSchedCB(partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=8)), rec, ours).fit(2)
+    assert rec.recs==ours.recs and len(rec.recs['lr'])==8
 
 def test_recorder_keeps_values_that_are_changed_in_place():
     rec = RecorderCB(w=lambda learn: learn.model[0].bias)
@@ -294,7 +413,8 @@ def test_recorder_keeps_values_that_are_changed_in_place():
     assert len({tuple(v.tolist()) for v in rec.recs['w']})==4
 
 def test_recorder_names_the_optimizer_without_momentum():
-    with pytest.raises(ValueError, match='Adagrad has neither momentum nor betas: leave momentum out'): learner(RecorderCB(mom=group_mom), opt_func=optim.Adagrad).fit(1)
+    with pytest.raises(ValueError, match='Adagrad has neither momentum nor betas: do not record momentum'):
+        learner(RecorderCB(mom=group_mom), opt_func=optim.Adagrad).fit(1)
 
 def test_recorder_plot():
     import matplotlib
@@ -304,9 +424,10 @@ def test_recorder_plot():
     learn = learner(rec, BatchSchedCB(partial(OneCycle, max_lr=.1, total_steps=8)))
     learn.fit(2)
     axs = rec.plot().axes
-    assert [ax.get_ylabel() for ax in axs]==['learning rate','momentum','loss'] and {ax.get_xlabel() for ax in axs}=={'training batch'}
-    assert all(ax.get_title() for ax in axs)
-    for ax,vals in zip(axs, rec.recs.values()): assert ax.lines[0].get_ydata().tolist()==pytest.approx([float(v) for v in vals])
+    assert [ax.get_ylabel() for ax in axs]==['learning rate','momentum','loss']
+    assert all(ax.get_title() and ax.get_xlabel()=='training batch' for ax in axs)
+    for ax,vals in zip(axs, rec.recs.values()):
+        assert ax.lines[0].get_ydata().tolist()==pytest.approx([float(v) for v in vals])
     four = both(bias=lambda learn: learn.model[0].bias)
     learn.fit(1, cbs=four)
     axs = [ax for ax in four.plot().axes if ax.lines]
