@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from functools import partial
 from numbers import Integral
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
+from .activations import Hooks
 from .core import map_batch
 from .datasets import DataLoaders
 from .init import act_gr, conv
@@ -62,8 +62,7 @@ class ResBlock(nn.Module):
 def get_model(
     nfs=(8,16,32,64,128,256), # Output channels of the first block, then of each block that halves the grid
     ni=1, n_out=10, # Input channels, scores that come out
-    size=28, # Height and width of the input: a number, or two
-    ks=3, # Kernel size of the first block alone
+    size=28, ks=3, # Height and width of the input, a number or two; kernel size of the first block alone
     block=ResBlock, stem=None, # Makes a block, called as `ResBlock` is; `stem` makes the first one, None takes `block`
     extra=None, # Output channels of one more block, with stride 1
     pool=nn.Flatten, drop=0., # Makes features of the last grid; the fraction of them that dropout zeroes
@@ -84,9 +83,8 @@ def get_model(
         last,grid = nf,[-(-s//stride) for s in grid]
     layers['pool'] = pool()
     if drop: layers['drop'] = nn.Dropout(drop)
-    layers['linear'] = nn.Linear(pool()(torch.empty(1, last, *grid)).shape[1], n_out, bias=False)
-    layers['norm'] = nn.BatchNorm1d(n_out)
-    return nn.Sequential(layers)
+    n_feat = pool()(torch.empty(1, last, *grid)).shape[1]
+    return nn.Sequential(layers | dict(linear=nn.Linear(n_feat, n_out, bias=False), norm=nn.BatchNorm1d(n_out)))
 
 resnet = partial(get_model)
 
@@ -117,32 +115,32 @@ def _shape(o):
 class _SummaryCB(Callback):
     "Watches one forward pass, from the last thing before it to the first after it, and ends the fit"
     order = math.inf
-    def __init__(self, depth): self.depth,self.stack,self.lens,self.starts,self.seen = depth,ExitStack(),[],[],{}
+    def __init__(self): self.stack,self.lens,self.starts,self.seen = ExitStack(),[],[],{}
     def before_batch(self, learn):
         learn.model = getattr(learn.model, '_orig_mod', learn.model)  # of a compiled model, the one that was written
         map_batch(lambda t: self.lens.append(len(torch.atleast_1d(t))), learn.batch)
         self.stack.enter_context(torch.compiler.set_stance('force_eager'))
         self.flops = self.stack.enter_context(FlopCounterMode(display=False))
-        self.stack.callback(register_module_forward_pre_hook(self._before).remove)
-        self.stack.callback(register_module_forward_hook(self._after, with_kwargs=True).remove)
+        for m in learn.model.modules():
+            self.stack.callback(m.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+        self.stack.enter_context(Hooks(learn.model.modules(), self._after))
     def cleanup_batch(self, learn): self.stack.close()
-    def _before(self, m, args): self.starts.append(self.flops.get_total_flops())
-    def _after(self, m, args, kwargs, out):
-        inp,outp,flops = self.seen.get(m, (_shape((*args, kwargs)), _shape(out), 0))
-        self.seen[m] = inp,outp,flops+self.flops.get_total_flops()-self.starts.pop()
+    def _before(self, m, args, kwargs): self.starts.append((_shape((*args, kwargs)), self.flops.get_total_flops()))
+    def _after(self, hook, m, args, out):
+        inp,start = self.starts.pop()
+        inp,outp,flops = self.seen.get(m, (inp or '–', _shape(out) or '–', 0))
+        self.seen[m] = inp,outp,flops+self.flops.get_total_flops()-start
 
     def after_predict(self, learn):
         def n_params(ps): return sum(p.numel() for p in ps if not nn.parameter.is_lazy(p))
-        def macs(flops): return flops//2//(fc.first(self.lens) or 1)
-        rows,levels = [],[set() for _ in range(self.depth or 1)]
-        mods = [(nm,m) for nm,m in learn.model.named_modules() if nm and nm.count('.')<self.depth]
-        for nm,m in mods or [('model',learn.model)]:
-            (inp,outp,flops),counted = self.seen.get(m, ('','',0)),levels[nm.count('.')]
-            n = n_params(set(m.parameters())-counted)
-            rows.append(SummaryRow(nm, type(m).__name__, inp or '–', outp or '–', n, macs(flops)))
-            counted.update(m.parameters())
-        flops = self.seen[learn.model][2] if learn.model in self.seen else self.flops.get_total_flops()
-        self.summary = Summary(rows, n_params(learn.model.parameters()), macs(flops))
+        self.rows,levels = [],{}
+        self.seen.setdefault(learn.model, ('–', '–', self.flops.get_total_flops()))
+        for nm,m in learn.model.named_modules():
+            inp,outp,flops = self.seen.get(m, ('–', '–', 0))
+            ps,counted = set(m.parameters()),levels.setdefault(nm.count('.')+bool(nm), set())
+            n,macs = n_params(ps-counted),flops//2//(fc.first(self.lens) or 1)
+            self.rows.append(SummaryRow(nm or 'model', type(m).__name__, inp, outp, n, macs))
+            counted |= ps
         raise CancelFitException()
 
 @fc.patch
@@ -154,8 +152,8 @@ def summary(self:Learner,
     train,valid = (getattr(self.dls, k, None) for k in ('train','valid'))
     if train is None and valid is None:
         raise ValueError(f'summary looks at one batch, but there is no loader in dls ({self.dls!r}): pass DataLoaders.')
-    look = _SummaryCB(depth)
     with no_trace(self, skip_cbs=True):
         if valid is None: self.dls = DataLoaders(None, train)
-        self.fit(1, train=False, cbs=look)
-    return look.summary
+        self.fit(1, train=False, cbs=(look := _SummaryCB()))
+    model,*parts = look.rows
+    return Summary([r for r in parts if r.name.count('.')<depth] or [model], model.params, model.macs)
