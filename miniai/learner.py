@@ -111,7 +111,8 @@ def _hints(e, learn):
         yield f"The model is on {', '.join(on_model)} but the batch on {', '.join(on_batch)}: add DeviceCB() to cbs."
     if preds is None:
         if 'more than 1 value per channel' in str(e):
-            yield 'Batch norm cannot normalize a training batch of one item: pass drop_last=True, or change the batch size.'
+            yield ('Batch norm cannot normalize a training batch of one item: pass drop_last=True, or change the '
+                   'batch size.')
         if x is not None and x.ndim==4 and x.shape[3]<=4<x.shape[1]:
             yield f'The inputs look channels-last, {tuple(x.shape)}: pass (n,c,h,w), as x.permute(0,3,1,2) gives.'
         if x is not None and params and x.dtype!=params[0].dtype and x.dtype not in (torch.int64,torch.int32):
@@ -128,7 +129,8 @@ def _hints(e, learn):
         nm = getattr(learn.loss_func, '__name__', learn.loss_func)
         yield f'loss_func {nm} does not fit these predictions and targets: pass one that does to Learner.'
     else:
-        if not any(p.requires_grad for p in params): yield 'All parameters are frozen: set requires_grad_(True) on some.'
+        if not any(p.requires_grad for p in params):
+            yield 'All parameters are frozen: set requires_grad_(True) on some.'
         if getattr(learn.loss, 'shape', None)!=():
             yield 'loss_func has to return a tensor with one number, for example the mean over the batch.'
 
@@ -183,11 +185,12 @@ def _check_pass(learn, kind):
     if (f is F.nll_loss or type(f).__name__=='NLLLoss') and isinstance(learn.preds, torch.Tensor):
         total = learn.preds.detach().float().exp().sum(1)
         if not torch.allclose(total, torch.ones_like(total), atol=.05):
-            warnings.warn('nll_loss takes log-probabilities, and these predictions are none: use cross_entropy for logits.')
+            warnings.warn('nll_loss takes log-probabilities, which these predictions are not: use cross_entropy for logits.')
 
 # %% ../nbs/09_learner.ipynb #610caaf7
-def format_row(row): return {k.replace('_',' '): f"{v:.{1 if 'seconds' in k else 3}f}" if isinstance(v, float) else str(v)
-                             for k,v in row.items()}
+def format_row(row):
+    def f(k, v): return f"{v:.{1 if 'seconds' in k else 3}f}" if isinstance(v, float) else str(v)
+    return {k.replace('_',' '): f(k, v) for k,v in row.items()}
 
 def print_row(row):
     "Print the results of an epoch on one line, with the seconds of both passes together"
@@ -237,7 +240,8 @@ class Learner:
         self.preds = self.loss = None
         try:
             self.predict()
-            if self.preds is None: raise RuntimeError('Nobody made predictions: add TrainCB() to cbs, or use TrainLearner.')
+            if self.preds is None:
+                raise RuntimeError('Nobody made predictions: add TrainCB() to cbs, or use TrainLearner.')
             self.callback('after_predict')
             self.get_loss()
             self.callback('after_loss')
@@ -265,15 +269,17 @@ def _one_epoch(self:Learner):
     self.iter,self.losses = -1,[]
     for self.iter,self.batch in enumerate(self.dl): self._one_batch()
     kind = 'training' if self.training else 'validation'
-    if self.iter<0: raise ValueError(f'The {kind} loader gave no batch: it is empty, or drop_last leaves out its only one. '
-                                     'Give it at least one full batch.')
+    if self.iter<0:
+        raise ValueError(f'The {kind} loader gave no batch: it is empty, or drop_last leaves out its only one. '
+                         'Give it at least one full batch.')
     _check_pass(self, kind)
 
 @fc.patch
 def one_epoch(self:Learner, training):
     "One pass over the training or the validation data"
     nm = 'train' if training else 'valid'
-    if not hasattr(self.dls, nm): raise TypeError(f'dls is a {type(self.dls).__name__} without {nm}: pass DataLoaders(train, valid).')
+    if not hasattr(self.dls, nm):
+        raise TypeError(f'dls is a {type(self.dls).__name__} without {nm}: pass DataLoaders(train, valid).')
     self.dl = getattr(self.dls, nm)
     if self.dl is None: raise ValueError(f'dls.{nm} is None: pass {nm}=False to fit.')
     self.model.train(training)
@@ -451,13 +457,12 @@ class no_trace:
 @fc.patch
 def show_training_loop(self:Learner, cbs=None):
     "Print the events of a fit, nested, with the callbacks that listen to each, in the order in which they run"
-    loop = ['before_fit','before_epoch','before_batch','predict','after_predict','get_loss','after_loss','backward',
-            'after_backward','step','after_step','zero_grad','after_batch','cleanup_batch','after_epoch','cleanup_epoch',
-            'after_fit','cleanup_fit']
-    for nm in loop:
+    loop = ('before_fit before_epoch before_batch predict after_predict get_loss after_loss backward after_backward step '
+            'after_step zero_grad after_batch cleanup_batch after_epoch cleanup_epoch after_fit cleanup_fit')
+    for nm in loop.split():
         found = [type(cb).__name__ for cb in _listeners(self.cbs+_as_cbs(cbs), nm)]
         if nm.startswith('cleanup_'): found.reverse()
-        if nm in _steps and getattr(type(self), nm) is not getattr(Learner, nm): found = [f'{type(self).__name__} itself']
+        if nm in _steps and getattr(type(self), nm) is not getattr(Learner, nm): found = [type(self).__name__]
         print(f"{'    '*_events.get(nm, 3)}{nm:16}{', '.join(found)}".rstrip())
 
 # %% ../nbs/09_learner.ipynb #f9c14882
@@ -478,8 +483,11 @@ class Mean:
     def __init__(self): self.reset()
     def reset(self): self.total = self.n = 0
     def update(self, val, weight=1):
-        if isinstance(val, torch.Tensor): val = val.float() if val.device.type=='mps' else val.double()
-        self.total += val*weight
+        if isinstance(val, torch.Tensor):
+            double = torch.float if val.device.type=='mps' else torch.double
+            if not isinstance(self.total, torch.Tensor): self.total = torch.zeros((), dtype=double, device=val.device)
+            self.total = torch.add(self.total, val, alpha=weight)
+        else: self.total += val*weight
         self.n += weight
     def compute(self): return self.total/self.n if self.n else math.nan
 
@@ -487,7 +495,7 @@ class Accuracy(Mean):
     "Fraction of predictions whose highest score is the target's; classes in dimension 1"
     def update(self, preds, target):
         if preds.ndim<2 or preds.shape[1]<2 or preds.shape[:1]+preds.shape[2:]!=target.shape or target.is_floating_point():
-            raise ValueError(f'Accuracy compares scores of shape (n,classes,...), with two classes or more, with class numbers '
+            raise ValueError('Accuracy compares scores of shape (n,classes,...), of two classes or more, with class numbers '
                              f'of shape (n,...), but got {_describe(preds)} and {_describe(target)}.')
         self.total += (preds.argmax(1)==target).sum()
         self.n += target.numel()
@@ -495,14 +503,15 @@ class Accuracy(Mean):
 # %% ../nbs/09_learner.ipynb #e28756d2
 def _metric_args(metrics, preds, targs):
     if not metrics: return {}
-    if len(targs)==1 and isinstance(targs, (tuple,list)) and isinstance(targs[0], (Mapping,tuple,list)): targs = targs[0]
+    if isinstance(targs, (tuple,list)) and len(targs)==1 and isinstance(targs[0], (Mapping,tuple,list)): targs, = targs
     if isinstance(preds, torch.Tensor):
         return dict.fromkeys(metrics, (preds, *(targs.values() if isinstance(targs, Mapping) else targs)))
     named = isinstance(preds, Mapping)
     keys = dict(zip(metrics, metrics if named else range(len(preds))))
     if named and metrics.keys()-preds.keys() or not named and len(metrics)!=len(preds):
-        raise ValueError(f"The model's outputs are {', '.join(preds) if named else len(preds)}, the metrics "
-                         f"{', '.join(metrics)}: give one metric for each output, {'by its name' if named else 'in their order'}.")
+        outs,how = (', '.join(preds),'by its name') if named else (len(preds),'in their order')
+        raise ValueError(f"The model's outputs are {outs}, the metrics {', '.join(metrics)}: "
+                         f'give one metric for each output, {how}.')
     return {nm: (preds[k], targs[k]) for nm,k in keys.items()}
 
 def _number(v): return v.item() if getattr(v, 'numel', lambda: 0)()==1 else v
@@ -514,12 +523,13 @@ class MetricsCB(Callback):
     def __init__(self, *ms, **metrics): # Metrics, which go by the name of their class, and metrics by name
         for m in ms:
             nm = fc.camel2snake(type(m).__name__)
-            if nm in metrics: raise ValueError(f'Two metrics are called {nm}: pass them by name, MetricsCB(first=..., second=...).')
+            if nm in metrics:
+                raise ValueError(f'Two metrics are called {nm}: pass them by name, MetricsCB(first=..., second=...).')
             metrics[nm] = m
         for nm,m in metrics.items():
             if lacks := [o for o in ('update','compute','reset') if not callable(getattr(m, o, None))]:
-                raise TypeError(f"The metric {nm} ({m!r}) lacks {', '.join(lacks)}: metrics need update, compute and reset, "
-                                "as miniai's Accuracy() has.")
+                raise TypeError(f"The metric {nm} ({m!r}) lacks {', '.join(lacks)}: metrics need update, compute and "
+                                "reset, as miniai's Accuracy() has.")
         self.metrics,self.loss = metrics,Mean()
         self.history,self.row,self.trained = [],{},0
     def state_dict(self): return {'history': self.history, 'trained': self.trained}
@@ -581,8 +591,9 @@ class _Notebook(_Lines):
     def show(self):
         from IPython.display import display
         cells = lambda tag,vals: '<tr>' + ''.join(f'<{tag}>{v}</{tag}>' for v in vals) + '</tr>'
-        table = ''.join([cells('th', self.rows[-1]), *(cells('td', r.values()) for r in self.rows)]) if self.rows else ''
-        html = f'<div style="min-height:{1.9*self.n_epochs+4:.0f}em">{self.status or "<br>"}<table>{table}</table></div>'
+        table = ''.join([*(cells('th', r) for r in self.rows[-1:]), *(cells('td', r.values()) for r in self.rows)])
+        height = f'{1.9*self.n_epochs+4:.0f}em'
+        html = f'<div style="min-height:{height}">{self.status or "<br>"}<table>{table}</table></div>'
         text = '\n'.join('  '.join(f'{k} {v}' for k,v in r.items()) for r in self.rows)
         data = {'text/html': html, 'text/plain': text or 'training'}
         if self.out: self.out.update(data, raw=True)
@@ -627,7 +638,8 @@ class ProgressCB(Callback):
         mode=None, # `notebook`, `terminal` or `lines`; None finds out
         every=.5 # Seconds between two drawings, at least
     ):
-        if mode not in (None, *_views): raise ValueError(f"mode is {mode!r}, it has to be one of {', '.join(_views)}, or None.")
+        if mode not in (None, *_views):
+            raise ValueError(f"mode is {mode!r}, it has to be one of {', '.join(_views)}, or None.")
         self.plot,self.mode,self.every,self.view = plot,mode,every,None
         self.losses,self.valid = [],[]
 
@@ -646,7 +658,8 @@ class ProgressCB(Callback):
     def after_epoch(self, learn): self._draw(learn)
     def _draw(self, learn):
         self.shown = time.perf_counter()
-        sizes = [_len(getattr(learn.dls, nm)) for nm,does in (('train',learn.does_train), ('valid',learn.does_valid)) if does]
+        passes = ('train',learn.does_train),('valid',learn.does_valid)
+        sizes = [_len(getattr(learn.dls, nm)) for nm,does in passes if does]
         done = self.n/(sum(sizes)*(learn.n_epochs-self.first)) if all(sizes) else 0
         secs = (self.shown-self.start)*(1/done-1) if done else 0
         left = f', {int(secs/60)}:{int(secs%60):02} left' if 0<done<1 else ''
@@ -683,7 +696,8 @@ class LRFinderCB(Callback):
         end_lr=10. # Last rate
     ):
         if not gamma>1: raise ValueError(f'gamma is {gamma}, it has to be above 1 for the rate to rise.')
-        if not 0<start_lr<end_lr: raise ValueError(f'Rates have to satisfy 0 < start_lr < end_lr, got {start_lr} and {end_lr}.')
+        if not 0<start_lr<end_lr:
+            raise ValueError(f'Rates have to satisfy 0 < start_lr < end_lr, got {start_lr} and {end_lr}.')
         fc.store_attr()
     def before_fit(self, learn):
         self.lrs,self.losses,self.best = [],[],math.inf

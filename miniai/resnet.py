@@ -179,7 +179,7 @@ def summary(self:Learner,
     dls,look = self.dls,_SummaryCB(depth)
     if getattr(dls, 'valid', None) is None and getattr(dls, 'train', None) is None:
         raise ValueError(f'summary looks at one batch, but there is no loader in dls ({dls!r}): give the learner DataLoaders.')
-    with no_trace(self, skip=True):
+    with no_trace(self, skip_cbs=True):
         if getattr(dls, 'valid', None) is None:
             self.dls = copy.copy(dls)
             self.dls.valid = dls.train

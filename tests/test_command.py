@@ -67,6 +67,7 @@ def test_errors_of_the_command_line(capsys):
     with pytest.raises(SystemExit): parser.parse_args(['--help'])
     out = capsys.readouterr().out
     for o in 'recipe epochs lr batch model seed device data valid threads out restart'.split(): assert f'--{o}' in out
+    out = ' '.join(out.split())
     assert 'Name of a recipe' in out and '(default: conv)' in out
 
 # ---- a run

@@ -132,7 +132,7 @@ def test_generators_are_found(kind, loader):
 
 @pytest.mark.parametrize('dls', [
     None, [[1],[2]], DLs(range(3), iter([])), DLTuple('ab', (x for x in [])), DLs(torch.ones(3), map(int, '1')),
-    SimpleNamespace(train={1}, valid=io.StringIO())], ids=str)
+    SimpleNamespace(train={1}, valid=io.StringIO())], ids=lambda o: type(o).__name__)
 def test_any_iterable_will_do(dls):
     state = random_state(dls)
     assert state['loaders']==[]
