@@ -34,7 +34,8 @@ class MixedPrecision(Callback):
         learn.amp,learn.scaler = ExitStack(),torch.amp.GradScaler(self.device, enabled=self.half==torch.float16)
     def before_batch(self, learn):
         learn.amp.enter_context(torch.autocast(self.device, self.half, self.half in (torch.bfloat16,torch.float16)))
-    def after_predict(self, learn): learn.preds = map_batch(lambda t: t.float() if t.dtype==self.half else t, learn.preds)
+    def after_predict(self, learn):
+        learn.preds = map_batch(lambda t: t.float() if t.dtype==self.half else t, learn.preds)
     def after_loss(self, learn):
         learn.amp.close()
         if not learn.training: return
@@ -108,20 +109,19 @@ class AccelerateCB(Callback):
     def before_fit(self, learn):
         learn.model.to(self.acc.device)
         if self._alone(learn): return
-        metrics = [m for cb in learn.cbs if isinstance(cb, MetricsCB) for m in (cb.loss, *cb.metrics.values())]
-        if other := [m for m in metrics if not (isinstance(m, Mean) or hasattr(m, 'sync'))]:
-            raise TypeError(f'{other[0]} cannot add up over processes: derive metrics from Mean, or use torchmetrics.')
-        self.means = [m for m in metrics if isinstance(m, Mean)]
+        self.means = [m for cb in learn.cbs if isinstance(cb, MetricsCB)
+                      for m in (cb.loss, *cb.metrics.values()) if not hasattr(m, 'sync')]  # torchmetrics have it
+        if odd := [m for m in self.means if not isinstance(m, Mean)]:
+            raise TypeError(f'{odd[0]} cannot add up over processes: derive metrics from Mean, or use torchmetrics.')
         for cb in learn.cbs:
             if self.i and isinstance(cb, ProgressCB): cb.mode = 'lines'
         self.acc.free_memory()
         self.ddp = self.acc.prepare(learn.model)
     def before_epoch(self, learn):
-        if self._alone(learn): return
-        state = [random_state(learn.dls)]
-        torch.distributed.broadcast_object_list(state)
-        set_random_state(*state, learn.dls)
         if self.i: learn.logger = lambda row: None
+        if self._alone(learn): return
+        torch.distributed.broadcast_object_list(state := [random_state(learn.dls)])
+        set_random_state(*state, learn.dls)
     def before_batch(self, learn):
         learn.batch = to_device(learn.batch, self.acc.device)
         if self._alone(learn): return

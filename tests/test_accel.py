@@ -1,15 +1,14 @@
 "Half precision, accumulation, clipping, averages, and several processes"
 import json, os, subprocess, sys, warnings, pytest, torch, torch.nn.functional as F
-from copy import deepcopy
 from torch import nn, optim
-from conftest import EVENTS, Raises, toy, toy_dls, toy_model
+from conftest import EVENTS, Raises, toy_dls, toy_model
 from miniai.accel import AccumCB, AccelerateCB, ClipCB, EMACB, MixedPrecision, amp_dtype
 from miniai.activations import ActivationStats
-from miniai.augment import *
+from miniai.augment import * # which adds capture_preds and tta to Learner
 from miniai.checkpoint import CheckpointCB
 from miniai.core import set_seed
 from miniai.datasets import DataLoaders
-from miniai.learner import (Accuracy, Callback, CancelBatchException, CancelEpochException, CancelFitException, Learner, Mean,
+from miniai.learner import (Accuracy, Callback, CancelBatchException, CancelEpochException, CancelFitException, Learner,
                             MetricsCB, MomentumLearner, ProgressCB, TrainCB, TrainLearner)
 
 BF16,FP16 = torch.bfloat16,torch.float16
@@ -29,7 +28,8 @@ def make(kind='TrainLearner', cbs=(), bs=4, n=32, lr=.05, model=None, **kwargs):
     cls,more = KINDS[kind]
     set_seed(0)
     model = model or nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3))
-    return cls(model, toy_dls(bs, n), F.cross_entropy, lr, [*(o() for o in more), MetricsCB(Accuracy()), *cbs], **kwargs)
+    cbs = [*(o() for o in more), MetricsCB(Accuracy()), *cbs]
+    return cls(model, toy_dls(bs, n), F.cross_entropy, lr, cbs, **kwargs)
 
 def fit(learn, n=2, **kwargs):
     learn.logger = lambda row: None
@@ -42,12 +42,15 @@ def same(a, b): return all(map(torch.equal, a, b))
 
 class See(Callback):
     "Keeps `f(learn)` at each `event`"
-    def __init__(self, event, f, order=500): self.seen,self.order = [],order; setattr(self, event, lambda l: self.seen.append(f(l)))
+    def __init__(self, event, f, order=500):
+        self.seen,self.order = [],order
+        setattr(self, event, lambda learn: self.seen.append(f(learn)))
 
 # ---- amp_dtype
 
-@pytest.mark.parametrize('caps,want', [({}, None), ({'avx512_f': True, 'avx512_bf16': False}, None), ({'avx512_bf16': True}, BF16),
-                                       ({'amx_bf16': True}, BF16), ({'bf16': True}, BF16)])
+@pytest.mark.parametrize('caps,want', [
+    ({}, None), ({'avx512_f': True, 'avx512_bf16': False}, None),
+    ({'avx512_bf16': True}, BF16), ({'amx_bf16': True}, BF16), ({'bf16': True}, BF16)])
 def test_half_precision_where_the_processor_has_it(monkeypatch, caps, want):
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: caps, raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
@@ -55,7 +58,8 @@ def test_half_precision_where_the_processor_has_it(monkeypatch, caps, want):
 
 def test_half_precision_of_gpus(monkeypatch):
     for has,want in (True,BF16),(False,FP16):
-        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation: has and not including_emulation)
+        def query(including_emulation): return has and not including_emulation
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', query)
         assert amp_dtype('cuda:1') is want
 
 def test_an_older_torch_is_not_guessed_at(monkeypatch):
@@ -88,7 +92,8 @@ def test_the_row_is_the_mean_of_float32_losses():
     learn = fit(make(cbs=[MixedPrecision(dtype=BF16), seen], bs=7), 1)
     for training,nm in (True,'train'),(False,'valid'):
         pairs = [(v,n) for v,n,t in seen.seen if t==training]
-        assert learn.history[0][f'{nm}_loss']==pytest.approx(sum(v*n for v,n in pairs)/sum(n for _,n in pairs), rel=1e-6)
+        want = sum(v*n for v,n in pairs)/sum(n for _,n in pairs)
+        assert learn.history[0][f'{nm}_loss']==pytest.approx(want, rel=1e-6)
 
 @pytest.mark.parametrize('event', [o for o in EVENTS if o not in ('predict','get_loss','backward','step','zero_grad')])
 @pytest.mark.parametrize('exc', [CancelBatchException, CancelEpochException, CancelFitException, ZeroDivisionError])
@@ -145,15 +150,19 @@ def test_predictions_run_in_it():
     assert on and all(on) and preds.dtype==torch.float32
 
 @pytest.mark.parametrize('event', [o for o in EVENTS if o not in ('predict','get_loss','backward','step','zero_grad')])
-@pytest.mark.parametrize('cb', [lambda: MixedPrecision(dtype=FP16), lambda: EMACB(.5), lambda: AccumCB(3)])
-def test_a_look_inside_a_fit_changes_nothing(event, cb):
-    def look(learn): return learn.fit(1, train=False), learn.capture_preds(), learn.lr_find(max_epochs=5, show=False)
+def test_a_look_inside_a_fit_changes_nothing(event):
+    def cbs(): return [MixedPrecision(dtype=FP16), EMACB(.5), AccumCB(3)]
+    def look(learn):
+        learn.fit(1, train=False)
+        learn.capture_preds()
+        # between forward and backward, autograd needs the weights untouched
+        if event not in ('after_predict','after_loss'): learn.lr_find(show=False)
     class Look(See):
         def __init__(self, order): super().__init__(event, look, order)
-    want = fit(make(cbs=[cb()]))
+    want = fit(make(cbs=cbs()))
     for order in -50,500:
-        learn = fit(make(cbs=[cb(), Look(order)]))
-        assert same(weights(want), weights(learn)) and losses(want)==losses(learn)
+        learn = fit(make(cbs=[*cbs(), Look(order)]))
+        assert same(weights(want), weights(learn))
 
 # ---- AccumCB
 
@@ -193,13 +202,14 @@ def test_accumulating_with_the_others():
 
 def test_clipping():
     clip = ClipCB(.05)
-    before,after = (See('after_backward', lambda l: [p.grad.clone() for p in l.model.parameters()], o) for o in (-1,500))
+    def grads(learn): return [p.grad.clone() for p in learn.model.parameters()]
+    before,after = (See('after_backward', grads, o) for o in (-1,500))
     learn = fit(make(cbs=[clip, before, after]), 1)
-    for a,b in zip(before.seen, after.seen):
+    for a,b in zip(before.seen, after.seen, strict=True):
         norm = torch.cat([o.flatten() for o in a]).norm()
         assert norm>.05 and torch.cat([o.flatten() for o in b]).norm()==pytest.approx(.05, rel=1e-4)
         for o,p in zip(a, b): torch.testing.assert_close(o*.05/norm, p, rtol=1e-4, atol=1e-7)
-    assert clip.norm==pytest.approx(norm, rel=1e-5)
+    assert clip.norm.item()==pytest.approx(norm.item(), rel=1e-5)
     assert same(weights(fit(make(cbs=[ClipCB(1e6)]), 1)), weights(fit(make(), 1))) and len(learn.history)==1
 
 # ---- EMACB
@@ -229,15 +239,169 @@ def test_averages_with_hooks():
     stats = [ActivationStats(lambda m: isinstance(m, nn.Linear)) for _ in range(2)]
     fit(make(cbs=[stats[0]]))
     fit(make(cbs=[stats[1], EMACB()]))
-    assert [len(o.stats[0][0]) for o in stats]==[len(stats[0].stats[0][0])]*2
+    a,b = (o.layers() for o in stats)
+    assert list(a)==list(b) and len(a)==2 and all(len(v)>=16 for v in b.values())
 
 class StopAt(Callback):
     def after_epoch(self, learn):
         if learn.epoch==2 and learn.training: raise KeyboardInterrupt
 
-@pytest.mark.parametrize('cbs', [lambda: [EMACB(.7)], lambda: [AccumCB(3), ClipCB(.1)], lambda: [MixedPrecision(dtype=BF16)]])
+@pytest.mark.parametrize('cbs', [
+    lambda: [EMACB(.7)], lambda: [AccumCB(3), ClipCB(.1)], lambda: [MixedPrecision(dtype=BF16)]])
 def test_resuming(tmp_path, cbs):
     want = fit(make(cbs=[*cbs(), CheckpointCB(tmp_path/'a')]), 4)
     with pytest.raises(KeyboardInterrupt): fit(make(cbs=[*cbs(), CheckpointCB(tmp_path/'b')]), 4, cbs=StopAt())
     learn = fit(make(cbs=[*cbs(), CheckpointCB(tmp_path/'b')]), 4)
     assert same(weights(want), weights(learn)) and losses(want)==losses(learn)
+
+# ---- AccelerateCB
+
+HEAD = """
+import json, sys, torch, torch.nn.functional as F
+from contextlib import redirect_stdout
+from functools import partial
+from io import StringIO
+from torch import nn, optim
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from miniai.accel import *
+from miniai.augment import *
+from miniai.core import set_seed
+from miniai.datasets import DataLoaders
+from miniai.learner import *
+acc = AccelerateCB()
+i,n = acc.i,acc.n
+x,y = torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(1)),torch.arange(100)%3
+xv,yv = x[:37],y[:37]  # batches of 12, and a last one with a single item
+"""
+
+SCRIPT = HEAD+"""
+from torchmetrics.classification import MulticlassAccuracy
+class Stream(IterableDataset):
+    def __iter__(self): return iter(zip(x, y))
+class Dicts(TensorDataset):
+    def __getitem__(self, i): return dict(zip(('image','label'), super().__getitem__(i)))
+class OnImage(nn.Sequential):
+    def forward(self, image): return super().forward(image)
+def tensors(n_train=96, seed=1):
+    return DataLoaders.from_tensors({'train': (x[:n_train],y[:n_train]), 'valid': (xv,yv)}, 12, seed=seed)
+valid = DataLoader(TensorDataset(xv,yv), 12)
+def torch_dls(**kw): return DataLoaders(DataLoader(TensorDataset(x[:96],y[:96]), 12, shuffle=True, **kw), valid)
+def dicts():
+    return DataLoaders.from_dd({'train': Dicts(x[:96],y[:96]), 'valid': Dicts(xv,yv)}, 12, as_tuple=False, seed=2)
+loaders = dict(tensors=tensors, unseeded=partial(tensors, seed=None), odd=partial(tensors, 85), DataLoader=torch_dls,
+               workers=partial(torch_dls, num_workers=1), dicts=dicts,
+               stream=lambda: DataLoaders(DataLoader(Stream(), 20), valid))
+
+def make(dls='tensors', cls=TrainLearner, cbs=(), bn=False, opt_func=optim.SGD):
+    set_seed(3)
+    layers = nn.Flatten(), nn.Linear(16,8), nn.BatchNorm1d(8) if bn else nn.ReLU(), nn.Linear(8,3)
+    model,loss = nn.Sequential(*layers),F.cross_entropy
+    if dls=='dicts': model,loss = OnImage(*layers),lambda p,label: F.cross_entropy(p, label)
+    if dls=='unseeded': torch.manual_seed(4+i)  # each process draws another order
+    return cls(model, loaders[dls](), loss, .1, [acc, MetricsCB(Accuracy()), *cbs], opt_func)
+def rows(learn): return [{k: v for k,v in r.items() if 'seconds' not in k} for r in learn.history]
+def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.state_dict().values()]).tolist()
+res = {}
+def run(name, *args, **kwargs):
+    learn = make(*args, **kwargs)
+    model = learn.model
+    with redirect_stdout(StringIO()) as text: learn.fit(2)
+    assert learn.model is model and learn.dl is learn.dls.valid
+    res[name] = dict(rows=rows(learn), weights=weights(learn), text=text.getvalue().count('epoch'))
+    return learn
+
+class Look(Callback):
+    order = 500
+    def after_epoch(self, learn):
+        if i==0: learn.capture_preds()
+    def after_step(self, learn):
+        if i==0 and learn.iter==2: learn.lr_find(show=False)
+for nm in loaders: run(nm, nm)
+run('TrainCB', cls=Learner, cbs=[TrainCB()])
+run('momentum', cls=MomentumLearner)
+run('others', cbs=[ClipCB(.5), AccumCB(3), EMACB(.5), ProgressCB()], opt_func=optim.AdamW)
+run('half', cbs=[MixedPrecision(dtype=torch.bfloat16)])
+run('torchmetrics', cbs=[MetricsCB(MulticlassAccuracy(3, average='micro'))])
+run('looks', cbs=[Look()])
+
+bn = run('batchnorm', bn=True, cbs=[EMACB(.5)])
+before = weights(bn)
+def looks(): return bn.lr_find(show=False).lrs, bn.summary().macs, bn.tta()[0].tolist(), bn.capture_preds()[1].tolist()
+if i==0: looks()  # the other processes do not come along
+res['together'] = looks()
+bn.fit(1, train=False)
+res['after'] = before==weights(bn), rows(bn)[-1]['valid_loss']
+
+class Odd:
+    def update(self, p, y): pass
+    def compute(self): return 0.
+    reset = compute
+try: make(cbs=[MetricsCB(odd=Odd())]).fit(1)
+except TypeError as e: res['metric'] = str(e)
+json.dump(res, open(f'{sys.argv[1]}/{n}-{i}.json', 'w'))
+acc.acc.end_training()
+"""
+
+def launch(folder, script, n):
+    (folder/f'train{n}.py').write_text(script)
+    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n}']
+    env = os.environ | dict(ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1')
+    return subprocess.Popen([*run, folder/f'train{n}.py', folder], env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+@pytest.fixture(scope='module')
+def processes(tmp_path_factory):
+    "What the same script wrote with one process, and with each of two"
+    for nm in 'accelerate','torchmetrics': pytest.importorskip(nm)
+    d = tmp_path_factory.mktemp('accel')
+    for p in [launch(d, SCRIPT, n) for n in (1,2)]:
+        out,_ = p.communicate(timeout=240)
+        assert p.returncode==0, out
+    return [json.loads((d/f'{nm}.json').read_text()) for nm in ('1-0','2-0','2-1')]
+
+@pytest.mark.parametrize('nm', ['tensors','unseeded','DataLoader','workers','stream','dicts',
+                                'TrainCB','momentum','others','torchmetrics','looks'])
+def test_two_processes_train_as_one(processes, nm):
+    one,*two = (o[nm] for o in processes)
+    for o in two:
+        for a,b in zip(one['rows'], o['rows'], strict=True): assert b==pytest.approx(a, rel=1e-5)
+        assert o['weights']==pytest.approx(one['weights'], rel=1e-4, abs=1e-5)
+    assert two[0]['rows']==two[1]['rows'] and two[0]['weights']==two[1]['weights']
+
+@pytest.mark.parametrize('nm', ['odd','half','batchnorm'])
+def test_two_processes_stay_together(processes, nm):
+    "What cannot be equal to one process is equal in both, and close to it"
+    one,a,b = (o[nm] for o in processes)
+    assert a['rows']==b['rows'] and a['rows'][-1]==pytest.approx(one['rows'][-1], rel=.25)
+    if nm!='batchnorm': assert a['weights']==b['weights']
+
+def test_one_of_two_processes_speaks(processes):
+    for nm in 'tensors','others': assert [o[nm]['text'] for o in processes]==[2,2,0]
+
+def test_looks_do_not_wait_for_each_other(processes):
+    _,a,b = processes
+    assert a['together']==b['together'] and len(a['together'][2])==37
+    for o in processes:
+        same,valid = o['after']
+        assert same and valid==pytest.approx(o['batchnorm']['rows'][-1]['valid_loss'], rel=1e-6)
+
+def test_a_metric_that_cannot_add_up(processes):
+    assert 'metric' not in processes[0] and all('derive metrics from Mean' in o['metric'] for o in processes[1:])
+
+def test_a_process_that_fails_ends_the_others(tmp_path):
+    pytest.importorskip('accelerate')
+    p = launch(tmp_path, HEAD+"""
+class Fails(Callback):
+    def after_step(self, learn):
+        if i==1 and learn.iter==2: raise ValueError('one is enough')
+dls = DataLoaders.from_tensors({'train': (x,y), 'valid': (xv,yv)}, 10)
+TrainLearner(nn.Sequential(nn.Flatten(), nn.Linear(16,3)), dls, F.cross_entropy, cbs=[acc, Fails()]).fit(1)
+""", 2)
+    out,_ = p.communicate(timeout=120)
+    assert p.returncode!=0 and 'ValueError: one is enough' in out
+
+def test_one_process_needs_no_launcher(monkeypatch):
+    pytest.importorskip('accelerate')
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    assert same(weights(fit(make())), weights(fit(make(cbs=[AccelerateCB()]))))
+    with pytest.raises(ValueError, match='MixedPrecision'): AccelerateCB(mixed_precision='fp16')
