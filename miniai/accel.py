@@ -82,9 +82,9 @@ class ClipCB(Callback):
 class EMACB(Callback):
     "Validates with a moving average of the weights, which becomes the model's at the end of the fit"
     order,skip_dry_run,ema = MixedPrecision.order+10,True,None
-    def __init__(self, decay=.99): self.avg = get_ema_multi_avg_fn(decay)
+    def __init__(self, decay=.98): self.avg = get_ema_multi_avg_fn(decay)
     def before_fit(self, learn):
-        if learn.does_train: self.raw,self.ema = learn.model,AveragedModel(learn.model, None, None, self.avg, True)
+        if learn.does_train: self.raw,self.ema = learn.model,AveragedModel(learn.model, multi_avg_fn=self.avg)
     def after_step(self, learn):
         if any(p.grad is not None for p in learn.model.parameters()): self.ema.update_parameters(learn.model)
     def before_epoch(self, learn):

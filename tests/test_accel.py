@@ -216,12 +216,13 @@ def test_clipping():
 
 @pytest.mark.parametrize('kind', ['TrainLearner','TrainCB'])
 def test_averaged_weights(kind):
-    seen = See('after_step', weights)
-    learn = fit(make(kind, [EMACB(.7), seen], model=toy_model()))
-    avg = [o.clone() for o in seen.seen[0]]
-    for now in seen.seen[1:]: avg = [a.lerp(w, .3) if a.is_floating_point() else a for a,w in zip(avg, now)]
-    for a,w in zip(avg, weights(learn)):
-        if a.is_floating_point(): torch.testing.assert_close(a, w)
+    params,bufs = (See('after_step', lambda l, f=f: [o.detach().clone() for o in f(l.model)])
+                   for f in (nn.Module.parameters, nn.Module.buffers))
+    learn = fit(make(kind, [EMACB(.7), params, bufs], model=toy_model()))
+    avg = params.seen[0]
+    for now in params.seen[1:]: avg = [a.lerp(w, .3) for a,w in zip(avg, now)]
+    for a,w in zip(avg, learn.model.parameters(), strict=True): torch.testing.assert_close(a, w.detach())
+    assert same(bufs.seen[-1], learn.model.buffers())
     plain = fit(make(kind, model=toy_model()))
     assert [r['train_loss'] for r in plain.history]==[r['train_loss'] for r in learn.history]
     assert plain.history[-1]['valid_loss']!=learn.history[-1]['valid_loss']
