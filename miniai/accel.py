@@ -8,20 +8,18 @@ __all__ = ['amp_dtype', 'MixedPrecision', 'AccumCB', 'ClipCB', 'EMACB', 'Acceler
 # %% ../nbs/16_accel.ipynb #28f185f3
 import torch
 from contextlib import ExitStack
-from operator import length_hint
-from torch import nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .core import def_device, map_batch, random_state, set_random_state, to_device
-from .learner import _tensors, Callback, CancelBatchException, DeviceCB, Mean, MetricsCB, ProgressCB
+from .learner import _len, _tensors, Callback, CancelBatchException, DeviceCB, Mean, MetricsCB, ProgressCB
 
 # %% ../nbs/16_accel.ipynb #a16amp00
 def amp_dtype(device=None)->torch.dtype|None:
     "The half precision that `device` has arithmetic for; None where PyTorch knows of none"
     kind = torch.device(device or def_device).type
     if kind=='cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    caps = torch.cpu.get_capabilities() if kind=='cpu' and hasattr(torch.cpu, 'get_capabilities') else {}
-    fast = any(caps.get(o) for o in ('avx512_bf16','amx_bf16','bf16'))
-    return torch.bfloat16 if fast and torch.backends.mkldnn.is_available() else None
+    query = kind=='cpu' and torch.backends.mkldnn.is_available() and getattr(torch.cpu, 'get_capabilities', None)
+    if query and any(query().get(o) for o in ('avx512_bf16','amx_bf16','bf16')): return torch.bfloat16
 
 # %% ../nbs/16_accel.ipynb #a16mp003
 class MixedPrecision(Callback):
@@ -67,7 +65,7 @@ class AccumCB(Callback):
         grads,n = _take_grads(learn.model),len(_tensors(learn.batch)[0])
         for p,g in grads.items(): self.grads[p] = self.grads.get(p, 0) + n*g
         self.i,self.n = self.i+1,self.n+n*bool(grads)
-        if self.i<self.k and learn.iter+1!=length_hint(learn.dl): return
+        if self.i<self.k and learn.iter+1!=_len(learn.dl): return
         for p,g in self.grads.items(): p.grad = g/self.n + self.kept.get(p, 0)
         self.before_fit(learn)
 
@@ -76,7 +74,7 @@ class ClipCB(Callback):
     "Shrinks the gradients of each step to a norm of at most `max_norm`; `norm` is what it was before"
     order = AccumCB.order+1
     def __init__(self, max_norm=1.): self.max_norm = max_norm
-    def after_backward(self, learn): self.norm = nn.utils.clip_grad_norm_(learn.model.parameters(), self.max_norm)
+    def after_backward(self, learn): self.norm = clip_grad_norm_(learn.model.parameters(), self.max_norm)
 
 # %% ../nbs/16_accel.ipynb #a16ema01
 class EMACB(Callback):

@@ -350,13 +350,17 @@ def launch(folder, script, n):
     return subprocess.Popen([*run, folder/f'train{n}.py', folder], env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
+def output(p):
+    try: return p.communicate(timeout=240)[0]
+    finally: p.terminate()  # after a hang: the launcher ends its processes
+
 @pytest.fixture(scope='module')
 def processes(tmp_path_factory):
     "What the same script wrote with one process, and with each of two"
     for nm in 'accelerate','torchmetrics': pytest.importorskip(nm)
     d = tmp_path_factory.mktemp('accel')
     for p in [launch(d, SCRIPT, n) for n in (1,2)]:
-        out,_ = p.communicate(timeout=240)
+        out = output(p)
         assert p.returncode==0, out
     return [json.loads((d/f'{nm}.json').read_text()) for nm in ('1-0','2-0','2-1')]
 
@@ -398,7 +402,7 @@ class Fails(Callback):
 dls = DataLoaders.from_tensors({'train': (x,y), 'valid': (xv,yv)}, 10)
 TrainLearner(nn.Sequential(nn.Flatten(), nn.Linear(16,3)), dls, F.cross_entropy, cbs=[acc, Fails()]).fit(1)
 """, 2)
-    out,_ = p.communicate(timeout=120)
+    out = output(p)
     assert p.returncode!=0 and 'ValueError: one is enough' in out
 
 def test_one_process_needs_no_launcher(monkeypatch):
