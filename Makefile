@@ -5,31 +5,42 @@ NBDEV2 := .venv-nbdev2
 OFFLINE := HF_HUB_OFFLINE=1 MINIAI_DATA=sample OMP_NUM_THREADS=1
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test test-notebooks test-pytest test-nbdev2 export execute readme clean
+.PHONY: help train lab test test-notebooks test-pytest test-nbdev2 export execute readme clean
 
 help:
 	@echo 'make train     train the lesson'"'"'s conv model on Fashion-MNIST (OPTS="--recipe base --seed 1")'
+	@echo 'make lab       open JupyterLab on the index of the notebooks'
 	@echo 'make test      run the notebooks as tests, then tests/'
 	@echo 'make export    write miniai/*.py from the notebooks'
 	@echo 'make execute   clean the notebooks and run them, outputs in place (NBS="nbs/09_learner.ipynb")'
 	@echo 'make readme    write README.md from nbs/index.ipynb'
 
-$(BIN)/python:
+# .made marks a whole venv. It is called .busy while something is installed: a venv that still has .busy was
+# left half made by a kill and is made again. A venv of your own, with neither, is used as it is.
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; v=sys.version_info; sys.exit(0 if (3,11)<=v<(3,14) else "miniai needs Python 3.11 to 3.13, $(PYTHON) is %d.%d: try make PYTHON=python3.12" % v[:2])'
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@[ ! -e $(VENV)/.busy ] || { echo 'An installation into $(VENV) was cut short: starting over.'; rm -rf $(VENV); }
+	@mkdir -p $(VENV) && touch $(VENV)/.busy
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@mv $(VENV)/.busy $@
 
-$(VENV)/.train: settings.ini setup.py pyproject.toml | $(BIN)/python
+install = mv $(VENV)/.made $(VENV)/.busy; $(BIN)/python $(PIP) -e '$(1)'; s=$$?; mv $(VENV)/.busy $(VENV)/.made; exit $$s
+
+$(VENV)/.train: settings.ini setup.py pyproject.toml $(VENV)/.made
 	@echo 'Installing miniai and PyTorch into $(VENV); the first time this takes some minutes.'
-	$(BIN)/python $(PIP) -e .
+	@$(call install,.)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train
 	@echo 'Installing the development tools into $(VENV).'
-	$(BIN)/python $(PIP) -e '.[dev]'
+	@$(call install,.[dev])
 	@touch $@
 
 train: $(VENV)/.train
 	$(BIN)/miniai-train $(OPTS)
+
+lab: $(VENV)/.dev
+	$(BIN)/jupyter lab $(OPTS) nbs/index.ipynb
 
 test: test-notebooks test-pytest
 
@@ -37,10 +48,11 @@ test-notebooks: $(VENV)/.dev
 	$(OFFLINE) $(BIN)/nbdev-test --n-workers 2
 
 test-pytest: $(VENV)/.dev
-	$(OFFLINE) $(BIN)/python -m pytest tests
+	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 # nbdev 2 reads settings.ini and cannot live beside nbdev 3; torch and the rest are taken from $(VENV)
 $(NBDEV2)/.installed: $(VENV)/.dev
+	rm -rf $(NBDEV2)
 	$(BIN)/python -m venv $(NBDEV2)
 	$(NBDEV2)/bin/python $(PIP) 'nbdev==2.4.14' 'execnb<0.2' 'fastcore<2'
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $$($(NBDEV2)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/base.pth

@@ -1,14 +1,16 @@
-"""What the Learner costs: TrainLearner with DeviceCB, MetricsCB(Accuracy()) and ProgressCB against a bare loop of the same arithmetic
+"""What the Learner costs: TrainLearner with DeviceCB, MetricsCB(Accuracy()) and ProgressCB, against a bare loop
 
     python benchmarks/overhead.py
 
-Steps of about 0.3, 1 and 10 ms, both loops in turn, nine times. The number that counts is the ratio of a round's two times; the table gives its median and its middle half.
-On Linux the allocator is told to keep its memory, for both loops: giving it back and fetching it again at every step costs more than the Learner, and by chance."""
-import ctypes, io, statistics, sys, time, torch, torch.nn.functional as F
+Both loops do the same arithmetic, in steps of about 0.3, 1 and 10 ms, and take turns for nine rounds. What counts is
+the ratio of the two times of a round; the table gives its median and its middle half. Both loops keep freed memory:
+returning it to the system and fetching it again at each step can cost more than the Learner does."""
+import io, statistics, time, torch, torch.nn.functional as F
 from contextlib import redirect_stdout
 from torch import nn, optim
-from miniai.datasets import DataLoaders, set_seed
-from miniai.learner import *
+from miniai.core import keep_freed_memory, set_seed
+from miniai.datasets import DataLoaders
+from miniai.learner import Accuracy, DeviceCB, MetricsCB, ProgressCB, TrainLearner
 
 ROUNDS,SECONDS = 9,2.
 
@@ -57,13 +59,11 @@ def measure(nh, bs):
         assert abs(a[0]-b[0])<1e-4 and abs(a[1]-b[1])<1e-6, 'the two loops do not compute the same'
         ratios.append(res[with_learner][0]/res[bare][0])
         steps.append(res[bare][0]/n*1e3)
-    q = statistics.quantiles(ratios, n=4)
-    print(f'| {statistics.median(steps):.2f} | {statistics.median(ratios):.3f} | {q[0]:.3f} to {q[2]:.3f} |', flush=True)
+    low,mid,high = statistics.quantiles(ratios, n=4)
+    print(f'| {statistics.median(steps):.2f} | {mid:.3f} | {low:.3f} to {high:.3f} |', flush=True)
 
 if __name__=='__main__':
     torch.set_num_threads(1)
-    if sys.platform=='linux':
-        libc = ctypes.CDLL(None)
-        for option in -1,-3: libc.mallopt(option, 2**31-1)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    keep_freed_memory()
     print('| step of the bare loop, ms | Learner / bare, median of 9 | middle half |\n|---|---|---|')
     for nh,bs in (64,64),(256,128),(512,448): measure(nh, bs)

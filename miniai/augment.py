@@ -8,13 +8,13 @@ __all__ = ['wide', 'model3', 'model2', 'model4', 'GlobalAvgPool', 'tfm_batch', '
            'capture_preds', 'TTACB', 'tta', 'plot_mistakes', 'ensemble', 'MCDropoutCB']
 
 # %% ../nbs/14_augment.ipynb #f19773bb
-import copy, math, random
+import math, random
 from collections.abc import Mapping
+from functools import partial
 import fastcore.all as fc, numpy as np, torch, torch.nn.functional as F
 from torch import nn
-from functools import partial
-from .core import show_images, to_cpu
-from .datasets import class_names
+from .core import map_batch, show_images, to_cpu
+from .datasets import DataLoaders
 from .init import BatchTransformCB, conv
 from .learner import CancelFitException, Callback, DeviceCB, Learner, no_trace
 from .resnet import get_model
@@ -31,14 +31,21 @@ model4 = partial(model3, stem=conv)
 
 # %% ../nbs/14_augment.ipynb #3d874a35
 def tfm_batch(
-    b, # Inputs and targets, as a tuple
+    b, # Inputs and targets, as a tuple or dict; the first item is the input
     tfm_x=fc.noop, # Applied to the inputs
     tfm_y=fc.noop # Applied to the targets
-)->tuple: # The new batch
+):
     "Apply `tfm_x` to the inputs of a batch and `tfm_y` to its targets"
+    if isinstance(b, Mapping): return dict(zip(b, tfm_batch(tuple(b.values()), tfm_x, tfm_y)))
     return tfm_x(b[0]), *map(tfm_y, b[1:])
 
 # %% ../nbs/14_augment.ipynb #aee8571c
+def _first(b):
+    "The first tensor in a batch of any structure"
+    found = []
+    map_batch(found.append, b)
+    return found[0]
+
 class _StopCB(Callback):
     "Ends the fit when the first batch is ready"
     order = 1000
@@ -52,15 +59,15 @@ def show_image_batch(self:Learner,
     **kwargs # Passed on to `show_images`
 ): # The figure
     "Show the images of a training batch as they reach the model; no step is taken"
-    with no_trace(self, skip=True):
+    with no_trace(self, skip_cbs=True):
         for reseed in torch.seed,np.random.seed,random.seed: reseed()
         self.fit(1, valid=False, cbs=[*fc.L(cbs), _StopCB()])
-    xb = self.xb
-    return show_images(to_cpu(next(iter(xb.values())) if isinstance(xb, Mapping) else xb[0])[:max_n], title=title, **kwargs)
+    return show_images(_first(to_cpu(self.xb))[:max_n], title=title, **kwargs)
 
 # %% ../nbs/14_augment.ipynb #9bab1088
 def _check(x):
-    if not x.is_floating_point(): raise TypeError(f'Images have to be floats, got {x.dtype}: x.float()/255 makes them from bytes.')
+    if not x.is_floating_point():
+        raise TypeError(f'Images have to be floats, got {x.dtype}: x.float()/255 makes them from bytes.')
     if x.ndim!=4: raise ValueError(f'Images have to be of shape (n,c,h,w), got {tuple(x.shape)}.')
     return x.shape
 
@@ -85,7 +92,8 @@ class RandCrop(nn.Module):
         n,_,h,w = _check(x)
         pad,(nh,nw) = self.padding,self.size or (h,w)
         if pad<0 or not 0<nh<=h+2*pad or not 0<nw<=w+2*pad:
-            raise ValueError(f'Cannot crop {nh}×{nw} out of {h}×{w} with padding {pad}: take a smaller size or more padding.')
+            raise ValueError(f'Cannot crop {nh}×{nw} out of {h}×{w} with padding {pad}: take a smaller size or more '
+                             'padding.')
         shape = (n if self.per_image else 1, 1)
         rows = (_randint(x, shape, h+2*pad-nh)-pad+torch.arange(nh, device=x.device)).clamp(0, h-1)
         cols = (_randint(x, shape, w+2*pad-nw)-pad+torch.arange(nw, device=x.device)).clamp(0, w-1)
@@ -93,7 +101,7 @@ class RandCrop(nn.Module):
     def extra_repr(self): return f'padding={self.padding}, size={self.size}, per_image={self.per_image}'
 
 class RandFlip(nn.Module):
-    "Mirrors images left to right with probability `p`"
+    "Flips images left to right with probability `p`"
     def __init__(self,
         p=.5, # Probability, from 0 to 1
         per_image=False # Draw for each image, not once for the batch?
@@ -108,13 +116,13 @@ class RandFlip(nn.Module):
 
 # %% ../nbs/14_augment.ipynb #2e994bd7
 class AltFlipCB(Callback):
-    "Mirrors half of the images in one training epoch, and the other half in the next"
+    "Flips half of the images in one training epoch, and the other half in the next"
     order = DeviceCB.order+.5
     def __init__(self,
         seed=0 # Which half is first
     ): self.seed = seed
     def half(self, x):
-        "Which images are mirrored in the first epoch"
+        "Which images are flipped in the first epoch"
         bits = x.float().contiguous().view(torch.int32).flatten(1).long()
         gen = torch.Generator().manual_seed(self.seed)
         return (bits*torch.randint(2**62, bits.shape[1:], generator=gen).to(x.device)).sum(1)>>40 & 1 == 1
@@ -126,11 +134,14 @@ class AltFlipCB(Callback):
 
 # %% ../nbs/14_augment.ipynb #0d60af3a
 def _check_boxes(pct, max_num):
-    if not 0<pct<=1: raise ValueError(f'pct is {pct}, it has to be above 0 and at most 1: the share of height and width that a patch has.')
-    if max_num!=int(max_num) or max_num<0: raise ValueError(f'max_num is {max_num}, it has to be a whole number, 0 or more.')
+    if not 0<pct<=1:
+        raise ValueError(f'pct is {pct}, it has to be above 0 and at most 1: the fraction of height and '
+                         'width that a patch has.')
+    if max_num!=int(max_num) or max_num<0:
+        raise ValueError(f'max_num is {max_num}, it has to be a whole number, 0 or more.')
 
 def _box_mask(x, top, left, bh, bw):
-    "Which pixels lie in the boxes of height `bh` and width `bw` at `top` and `left`, all of one shape: adds two dimensions"
+    "Mask of the boxes of height `bh` and width `bw` at `top` and `left`, all of one shape; adds two dimensions"
     top,left = top[...,None],left[...,None]
     rows,cols = (torch.arange(s, device=x.device) for s in x.shape[-2:])
     return ((rows>=top)&(rows<top+bh))[...,:,None] & ((cols>=left)&(cols<left+bw))[...,None,:]
@@ -147,18 +158,18 @@ def _rand_boxes(x, pct, max_num, per_image):
 
 def rand_erase(
     x, # Images (n,c,h,w), floats
-    pct=.2, # Height and width of a patch as a share of the image's, above 0 and at most 1
+    pct=.2, # Height and width of a patch as a fraction of the image's, above 0 and at most 1
     max_num=4, # Patches, at most
     per_image=False # Draw for each image, not once for the batch?
 ): # A new tensor
-    "Replace random patches by noise of the batch's mean, deviation and range"
+    "Replace random patches by noise of the batch's mean, standard deviation and range"
     *_,mask = _rand_boxes(x, pct, max_num, per_image)
     noise = (torch.randn(x.shape, dtype=x.dtype, device=x.device)*x.std()+x.mean()).clamp(x.min(), x.max())
     return torch.where(mask.any(1, keepdim=True), noise, x)
 
 class _RandBoxes(nn.Module):
     def __init__(self,
-        pct=.2, # Height and width of a patch as a share of the image's, above 0 and at most 1
+        pct=.2, # Height and width of a patch as a fraction of the image's, above 0 and at most 1
         max_num=4, # Patches, at most
         per_image=False # Draw for each image, not once for the batch?
     ):
@@ -169,13 +180,13 @@ class _RandBoxes(nn.Module):
     def extra_repr(self): return f'pct={self.pct}, max_num={self.max_num}, per_image={self.per_image}'
 
 class RandErase(_RandBoxes):
-    "Replaces random patches by noise of the batch's mean, deviation and range"
+    "Replaces random patches by noise of the batch's mean, standard deviation and range"
     f = staticmethod(rand_erase)
 
 # %% ../nbs/14_augment.ipynb #8eea8976
 def rand_copy(
     x, # Images (n,c,h,w), floats
-    pct=.2, # Height and width of a patch as a share of the image's, above 0 and at most 1
+    pct=.2, # Height and width of a patch as a fraction of the image's, above 0 and at most 1
     max_num=4, # Patches, at most
     per_image=False # Draw for each image, not once for the batch?
 ): # A new tensor
@@ -195,16 +206,18 @@ class RandCopy(_RandBoxes):
 # %% ../nbs/14_augment.ipynb #90c14831
 def cutmix(
     x, # Images (n,c,h,w), floats
-    alpha=1., # Both parameters of the Beta distribution that the shares come from; 1 makes all shares equally likely
+    alpha=1., # Both parameters of the Beta distribution that the fractions come from; 1 makes all equally likely
     per_image=False # Draw for each image, not once for the batch?
-)->tuple: # New images, index of the image that each one's patch is from, and share (n,) of its own that it kept
+)->tuple: # New images, index of the image that each one's patch is from, and fraction (n,) of its own that it kept
     "Replace a random patch of each image by the same patch of another image in the batch"
     n,_,h,w = _check(x)
     if not alpha>0: raise ValueError(f'alpha is {alpha}, it has to be above 0.')
     side = (1-torch.distributions.Beta(alpha, alpha).sample((n if per_image else 1,))).sqrt().to(x.device)[:,None]
     bh,bw = (side*h).round(),(side*w).round()
     mask = _box_mask(x, _randint(x, bh.shape, h-bh), _randint(x, bw.shape, w-bw), bh[...,None], bw[...,None])
-    idx = torch.randperm(n, device=x.device)
+    perm = torch.randperm(n, device=x.device)
+    idx = torch.empty_like(perm)
+    idx[perm] = perm.roll(1)  # nobody is paired with itself
     return torch.where(mask, x[idx], x), idx, (1-bh*bw/(h*w))[:,0].expand(n)
 
 # %% ../nbs/14_augment.ipynb #836b6d8a
@@ -245,7 +258,8 @@ class CapturePreds(Callback):
         inps=False # Keep the inputs too, as `all_inps`?
     ): self.inps,self.batches = inps,[]
     def before_epoch(self, learn): self.batches = []
-    def after_batch(self, learn): self.batches.append(to_cpu((learn.preds, learn.yb, *([learn.xb] if self.inps else []))))
+    def after_batch(self, learn):
+        self.batches.append(to_cpu((learn.preds, learn.yb, *([learn.xb] if self.inps else []))))
     def cleanup_epoch(self, learn):
         if not self.batches: return
         self.all_preds,self.all_targs,*inps = map(_cat, zip(*self.batches))
@@ -258,13 +272,10 @@ def capture_preds(self:Learner,
     dl=None # Loader; None takes the one for validation
 )->tuple: # Predictions, targets, and inputs if asked for, on the CPU and in the loader's order
     "Predictions for all the validation data; the learner is left as it was"
-    cp,dls = CapturePreds(inps),self.dls
-    if dl is not None:
-        self.dls = copy.copy(dls)
-        self.dls.valid = dl
-    try:
-        with no_trace(self, skip=True): self.fit(1, train=False, cbs=[cp, *fc.L(cbs)])
-    finally: self.dls = dls
+    cp = CapturePreds(inps)
+    with no_trace(self, skip_cbs=True):
+        if dl is not None: self.dls = DataLoaders(None, dl)
+        self.fit(1, train=False, cbs=[cp, *fc.L(cbs)])
     return cp.all_preds, cp.all_targs, *([cp.all_inps] if inps else [])
 
 # %% ../nbs/14_augment.ipynb #6c30d28a
@@ -310,18 +321,22 @@ def tta(self:Learner,
     preds,targs = self.capture_preds([TTACB(views, probs), *fc.L(cbs)], dl=dl)
     return preds.exp() if probs else preds, targs
 
-# %% ../nbs/14_augment.ipynb #a8122d87
+# %% ../nbs/14_augment.ipynb #e2
 def plot_mistakes(
     learn, # A trained learner
-    n=16 # Pictures, at most
+    n=16 # Images, at most
 ): # The figure, or None where there is no mistake
-    "Show the wrong predictions that the model was surest of"
-    preds,y = learn.capture_preds()
+    "Show the wrong predictions of which the model was most certain"
+    preds,y,x = (_first(o) for o in learn.capture_preds(inps=True))
     p,pred = preds.softmax(1).max(1)
     worst = [i for i in p.argsort(descending=True).tolist() if pred[i]!=y[i]][:n]
     if not worst: return None
-    titles = [f'{class_names[y[i]]}\nmodel: {class_names[pred[i]]}, {p[i]:.0%}' for i in worst]
-    fig = show_images(learn.dls.valid.x[worst], titles=titles, title='Most confident mistakes: the label, and what the model said', size=2.1)
+    vocab = getattr(learn.dls, 'vocab', None)
+    name = lambda i: vocab[i] if vocab is not None and i<len(vocab) else f'class {i}'
+    titles = [f'{name(y[i].item())}\nmodel: {name(pred[i].item())}, {p[i]:.0%}' for i in worst]
+    lo,hi = x.min(),x.max()
+    fig = show_images((x[worst]-lo)/(hi-lo).clamp(min=1e-12), titles=titles, imsize=2.1,
+                      title='Most confident mistakes: the label, and what the model said')
     for ax in fig.axes: ax.title.set_fontsize(8)
     return fig
 
@@ -337,8 +352,12 @@ def ensemble(
     if not learners: raise ValueError('An ensemble needs at least one learner, got none.')
     if dl is None: dl = learners[0].dls.valid
     preds,targs = zip(*(l.tta(views, probs, dl=dl) for l in learners))
-    if len(shapes := {tuple(p.shape[1:]) for p in preds})>1: raise ValueError(f'The learners have different classes, their predictions are of shapes {shapes}: leave out those that do not fit.')
-    if not all(torch.equal(t, targs[0]) for t in targs): raise ValueError('The loader gave other rows the second time: pass one as `dl` that gives the same rows each time.')
+    if len(shapes := {tuple(p.shape[1:]) for p in preds})>1:
+        raise ValueError(f'The learners have different classes, their predictions are of shapes {shapes}: '
+                         'leave out those that do not fit.')
+    if not all(torch.equal(t, targs[0]) for t in targs):
+        raise ValueError('The loader gave other rows the second time: pass one as `dl` that gives the same rows '
+                         'each time.')
     return torch.stack(preds).mean(0), targs[0]
 
 # %% ../nbs/14_augment.ipynb #be843ea3

@@ -7,38 +7,39 @@ __all__ = ['models', 'batch_tfms', 'recipes', 'resnet18d_model', 'Recipe', 'get_
            'load_model', 'load_ensemble', 'load_results', 'results_table', 'main']
 
 # %% ../nbs/17_recipes.ipynb #6aee417e
-import csv, json, subprocess, sys, tempfile
-from dataclasses import dataclass, replace
+import json, math, os, subprocess, sys, tempfile
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
-import torch, torch.nn.functional as F
+import fastcore.all as fc, matplotlib.pyplot as plt, pandas as pd, torch, torch.nn.functional as F
 from torch import nn, optim
-import fastcore.all as fc
 import miniai
 from .core import def_device, keep_freed_memory, set_seed, to_cpu
-from .augment import RandCopy, RandCrop, RandErase, RandFlip, ensemble, model2, model3, model4, plot_mistakes, tfm_batch, wide
-from .checkpoint import CheckpointCB, atomic, load_safely
-from .datasets import DataLoaders, data_source, fashion_tensors, hold_out, pixel_stats
+from .datasets import DataLoaders, class_names, data_source, fashion_tensors, hold_out, pixel_stats
+from .learner import Accuracy, Callback, DeviceCB, Learner, MetricsCB, ProgressCB, TrainLearner, plot_history
 from .init import BatchTransformCB, Normalize, init_weights
-from .learner import Accuracy, DeviceCB, Learner, MetricsCB, ProgressCB, TrainLearner, plot_history
-from .resnet import base_model, conv_model, resnet
 from .sgd import BatchSchedCB, OneCycle
+from .resnet import base_model, conv_model, resnet
+from .augment import RandCopy, RandCrop, RandErase, RandFlip, tfm_batch
+from .augment import ensemble, model2, model3, model4, plot_mistakes, wide
+from .checkpoint import CheckpointCB, atomic, differences, digest, load_safely, save_safely
 
 # %% ../nbs/17_recipes.ipynb #5ad94a75
 def resnet18d_model():
-    "The model of that name in timm, for pictures with one channel and 10 classes"
+    "timm's model of that name, for images with one channel and 10 classes"
     try: import timm
-    except ImportError as e: raise ImportError('resnet18d is a model of the library timm, which is not installed: pip install timm.') from e
+    except ImportError as e: raise ImportError('resnet18d comes from timm, which is missing: pip install timm.') from e
     return timm.create_model('resnet18d', in_chans=1, num_classes=10)
 
-models = {'base': base_model, 'conv': conv_model, 'resnet': resnet, 'resnet18d': resnet18d_model,
-          'wide': wide, 'model2': model2, 'model3': model3, 'model4': model4}
+models = dict(base=base_model, conv=conv_model, resnet=resnet, resnet18d=resnet18d_model,
+              wide=wide, model2=model2, model3=model3, model4=model4)
 
 # %% ../nbs/17_recipes.ipynb #4a62a057
-batch_tfms = {nm: nn.Sequential(RandCrop(1, per_image=True), RandFlip(per_image=True), *more)
-            for nm,more in {'crop_flip': [], 'erase': [RandErase(per_image=True)], 'copy': [RandCopy(per_image=True)]}.items()}
+_crop_flip = RandCrop(1, per_image=True), RandFlip(per_image=True)
+batch_tfms = dict(crop_flip=nn.Sequential(*_crop_flip), erase=nn.Sequential(*_crop_flip, RandErase(per_image=True)),
+                  copy=nn.Sequential(*_crop_flip, RandCopy(per_image=True)))
 
 @dataclass(frozen=True)
 class Recipe:
@@ -51,8 +52,8 @@ class Recipe:
     batch_size:int=1024
     kaiming:bool=True # Kaiming weights? Otherwise those that the model is made with
     augment:str|None=None # Key of `batch_tfms`
-    tta:bool=False # Measure the trained model with flipped views as well?
-    member:str|None=None # For an ensemble: the recipe of the two models that are asked together
+    tta:bool=False # Also measure the trained model with flipped views?
+    member:str|None=None # For an ensemble: the recipe of its two models
 
 recipes = {r.name: r for r in (
     Recipe('base', 'base', 5, 6e-2),
@@ -69,247 +70,264 @@ recipes = {r.name: r for r in (
     Recipe('copy25', 'wide', 25, 1e-2, .940, augment='copy', tta=True),
     Recipe('copy25x2', 'wide', 25, 1e-2, .944, augment='copy', tta=True, member='copy25'))}
 
-def get_recipe(
-    name # One of the names in `recipes`
-)->Recipe:
-    "The recipe of that name"
+def get_recipe(name)->Recipe:
+    "The recipe with that name"
     if name not in recipes: raise ValueError(f"There is no recipe {name!r}: choose from {', '.join(recipes)}.")
     return recipes[name]
 
 # %% ../nbs/17_recipes.ipynb #229a83cd
-def recipe_learner(
-    r, # A `Recipe`
-    splits, # As `fashion_tensors` gives them
-    device=None, # Where to train; None is `def_device`
-    seed=42, # Seed of the weights and the order of the images
-    cbs=None # Further callbacks
-)->Learner:
-    "A learner that is ready to train the recipe for its epochs"
+def _make_model(nm, mean=0., std=1.): return nn.Sequential(Normalize(mean, std), models[nm]())
+
+def recipe_learner(r, splits, device=None, seed=42, cbs=None)->Learner:
+    "A learner that is ready to train the `Recipe` r for its epochs, on `splits` as `fashion_tensors` gives them"
     set_seed(seed)
-    dls = DataLoaders.from_tensors(splits, r.batch_size, seed=seed)
-    model = models[r.model]().to(memory_format=torch.channels_last)
+    dls = DataLoaders.from_tensors(splits, r.batch_size, seed=seed, vocab=class_names)
+    model = _make_model(r.model, *pixel_stats(splits['train'][0])).to(memory_format=torch.channels_last)
     if r.kaiming: model.apply(partial(init_weights, leaky=.1))
-    sched = partial(OneCycle, max_lr=r.lr, total_steps=r.epochs*len(dls.train))
-    tfms = [BatchTransformCB(Normalize(*pixel_stats(splits['train'][0])))]
-    if r.augment: tfms.append(BatchTransformCB(partial(tfm_batch, tfm_x=batch_tfms[r.augment]), on_val=False))
-    return TrainLearner(model, dls, F.cross_entropy, r.lr, opt_func=optim.AdamW,
-                        cbs=[DeviceCB(device), *tfms, BatchSchedCB(sched), MetricsCB(Accuracy()), *fc.L(cbs)])
+    cbs = [DeviceCB(device), BatchSchedCB(partial(OneCycle, max_lr=r.lr, total_steps=r.epochs*len(dls.train))),
+           MetricsCB(Accuracy()), *fc.L(cbs)]
+    if r.augment: cbs.append(BatchTransformCB(partial(tfm_batch, tfm_x=batch_tfms[r.augment]), on_val=False))
+    return TrainLearner(model, dls, F.cross_entropy, r.lr, cbs, optim.AdamW)
 
 # %% ../nbs/17_recipes.ipynb #4fb3fa3f
 def _commit():
-    git = lambda *args: subprocess.run(['git', '-C', Path(miniai.__file__).parent, *args], capture_output=True, text=True, check=True).stdout.strip()
-    try: return git('rev-parse', '--short=12', 'HEAD') + ('-dirty' if git('status', '--porcelain', '-uno') else '')
+    "The commit of this package, if the repository around it has it"
+    def git(*args):
+        cmd = ['git', '-C', Path(miniai.__file__).parent, *args]
+        return subprocess.run(cmd, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        git('ls-files', '--error-unmatch', '__init__.py')
+        return git('rev-parse', '--short=12', 'HEAD') + ('-dirty' if git('status', '--porcelain', '-uno') else '')
     except (OSError, subprocess.CalledProcessError): return f'v{miniai.__version__}'
 
+@contextmanager
+def _locked(folder):
+    "Keep other processes out of `folder`, which is made first, and removed afterwards if it is empty"
+    from fcntl import LOCK_EX, LOCK_NB, flock
+    new = [d for d in (folder, *folder.parents) if not d.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder): fd = os.open(folder, os.O_RDONLY)
+    except OSError as e: raise OSError(f'{folder} cannot be written ({e.strerror}): choose another out folder.') from e
+    try:
+        flock(fd, LOCK_EX|LOCK_NB)
+        yield
+    except BlockingIOError as e: raise OSError(f'{folder} is being trained by another process: let it finish.') from e
+    finally:
+        os.close(fd)
+        for d in new:
+            with suppress(OSError): d.rmdir()
+
+class _DivergedCB(Callback):
+    def after_epoch(self, learn):
+        if not math.isfinite(loss := learn.loss.item()):
+            raise FloatingPointError(f'The training diverged: the loss is {loss} in epoch {learn.epoch+1}. Lower lr.')
+
 # %% ../nbs/17_recipes.ipynb #2404a2f3
+_data = {'90fb00bb668ec4c4': '', '4c1b017cb281698c': 'sample'}  # digests of the full data and of the sample
+_keys = ('recipe model seed epochs accuracy tta_accuracy loss train_accuracy seconds '
+         'device threads amp torch date commit data').split()
+_changed = ['lr','batch_size','valid','images']  # in a line of results where they are not the recipe's
+
+def _identity(r, seed, valid, splits):
+    tfm = str(batch_tfms[r.augment]) if r.augment else None
+    d = asdict(r) | dict(recipe=r.name, augment=tfm, seed=seed, valid=valid, amp='no', data=digest(splits))
+    return {k: v for k,v in d.items() if k not in ('name','lesson','member')}
+
+def _changes(d, n_train):
+    r,full = recipes[d['recipe']],_data.get(d['data'])==''
+    usual = dict(lr=r.lr, batch_size=r.batch_size, valid=0, images=n_train if full else 0)
+    return {k: v for k,v in (d | {'images': n_train}).items() if k in usual and v!=usual[k]}
+
+def _run_name(d, changes):
+    nums = [nm + f'{changes[k]:g}' for k,nm in (('lr','lr'), ('batch_size','bs'), ('valid','valid')) if k in changes]
+    model = d['model'] if d['model']!=recipes[d['recipe']].model else ''
+    data = _data.get(d['data'], f"data-{d['data'][:8]}")
+    return '-'.join(filter(None, [d['recipe'], model, f"{d['epochs']}ep", f"seed{d['seed']}", *nums, data]))
+
+# %% ../nbs/17_recipes.ipynb #c1b00021
 def _get_splits(data, device):
     "The splits that `data` asks for, and where they come from"
-    if data!='auto': return fashion_tensors(data, device=device), data_source(data)
-    src = data_source()
-    try: return fashion_tensors(device=device), src
+    path = None if data=='auto' else data
+    try: return fashion_tensors(path, device=device), data_source(path)
     except FileNotFoundError as e:
-        if src.folder: raise
-        print(f'No full Fashion-MNIST was found, so this trains on the small sample that ships with miniai. {e}')
-        return fashion_tensors(sample=True, device=device), data_source(sample=True)
+        if data!='auto' or data_source().folder: raise
+        print(f'No full Fashion-MNIST was found, so this uses the small sample that ships with miniai. {e}')
+        return fashion_tensors('sample', device=device), data_source('sample')
 
-def _check_run(epochs, lr, batch_size, model, device, threads, out):
-    for nm,v in {'epochs': epochs, 'batch_size': batch_size, 'threads': threads}.items():
-        if v is not None and v<1: raise ValueError(f'{nm} is {v}, it has to be 1 or more.')
-    if lr is not None and not lr>0: raise ValueError(f'lr is {lr}, it has to be above 0.')
+def _check(device, model, **nums):
+    for nm,v in nums.items():
+        if v is not None and not v>0: raise ValueError(f'{nm} is {v}, it has to be above 0.')
     if model not in (None, *models): raise ValueError(f"There is no model {model!r}: choose from {', '.join(models)}.")
     try: torch.empty(1, device=device)
-    except Exception as e: raise ValueError(f"device {device!r} cannot be used here ({str(e).splitlines()[0]}): choose cpu, or leave it out.") from e
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out): pass
-    except OSError as e: raise OSError(f'The out folder {out} cannot be written ({e.strerror}): choose another one.') from e
+    except Exception as e:
+        raise ValueError(f'device {device!r} cannot be used here, choose cpu: {str(e).splitlines()[0]}') from e
 
+# %% ../nbs/17_recipes.ipynb #c1b00023
 def train_or_load(
-    recipe='conv', # One of the names in `recipes`
-    seed=42, # Seed of the weights and the order of the images
-    epochs=None, # Passes over the training data; None takes the recipe's
-    lr=None, # Highest learning rate; None takes the recipe's
-    batch_size=None, # Images in a batch; None takes the recipe's
-    model=None, # Key of `models`; None takes the recipe's
-    device=None, # cpu, cuda or mps; None is the fastest one here
-    data='auto', # auto, full, sample, or a folder with the four IDX .gz files
-    valid=0, # Training images to hold out and validate on, instead of the test set
-    threads=None, # CPU threads; None leaves it to torch
-    out='runs', # Folder for the run's folder
-    restart=False # Train anew where there is a finished or a stopped run?
-)->Learner: # Trained; its `result` is the result line, its `run` the folder, and `metrics.history` the log
-    "Open a finished run, and otherwise train it, from where it was stopped if it was"
-    out,device,commit = Path(out),device or def_device,_commit()
-    _check_run(epochs, lr, batch_size, model, device, threads, out)
-    r = get_recipe(recipe)
+    recipe:str='conv', # Name of a recipe; an unknown one lists them all
+    seed:int=42, # Seed of the weights and of the order of the images
+    epochs:int=None, # Passes over the training images, if not as many as the recipe's
+    lr:float=None, # Highest learning rate, if not the recipe's
+    batch_size:int=None, # Images in a batch, if not as many as the recipe's
+    model:str=None, # Model, if not the recipe's; an unknown one lists them all
+    device:str=None, # cpu, cuda or mps, if not the fastest one here
+    data:str='auto', # auto, full, sample, or a folder with the four IDX .gz files
+    valid:int=0, # Training images to hold out and validate on, instead of the test images
+    threads:int=None, # CPU threads, if not as many as torch takes
+    out:str='runs', # Folder for the run's folder
+    restart:bool=False # Train anew where there is a finished or a stopped run?
+)->Learner: # Trained; `result` is its line of results, and `run` its folder
+    "Open a finished run; train any other, from where it stopped"
+    device,r = device or def_device,get_recipe(recipe)
+    _check(device, model, epochs=epochs, lr=lr, batch_size=batch_size, threads=threads)
     if r.member: raise ValueError(f'{recipe} is an ensemble of {r.member}: load_ensemble opens it.')
-    r = replace(r, epochs=epochs or r.epochs, lr=lr or r.lr, batch_size=batch_size or r.batch_size, model=model or r.model)
-    if threads: torch.set_num_threads(threads)
-    if str(device)=='cpu': keep_freed_memory()
-    splits,src = _get_splits(data, device)
-    n = len(splits['train'][0])
-    size = None if n==60_000 else 'sample' if src.name=='sample' else f'{n}images'
-    run = out/_run_name(r, seed, valid, size)
+    asked = dict(epochs=epochs, lr=lr, batch_size=batch_size, model=model)
+    r,(splits,src) = replace(r, **{k: v for k,v in asked.items() if v}),_get_splits(data, device)
+    identity = _identity(r, seed, valid, splits)
     if valid: splits = hold_out(splits, valid)
-    n_train,n_valid = len(splits['train'][0]),len(splits['valid' if valid else 'test'][0])
-    print(f'{_title(r.name, r.model)}, {r.epochs} epochs on {device}, {torch.get_num_threads()} threads: {src}; {n_train:,} images to train, {n_valid:,} to validate', flush=True)
-
-    done,ckpt = run/'result.json',run/'checkpoint.pt'
-    learn = recipe_learner(r, splits, device, seed, cbs=[ProgressCB(), CheckpointCB(ckpt)])
-    learn.run = run
-    run.mkdir(exist_ok=True)
-    if restart:
-        for f in done,ckpt: f.unlink(missing_ok=True)
-    if done.exists():
-        print('This run is finished already; --restart (restart=True) trains it again.')
-        _read_run(learn)
+    learn = recipe_learner(r, splits, device, seed, cbs=[ProgressCB(), _DivergedCB()])
+    n,m = (len(dl.x) for dl in (learn.dls.train, learn.dls.valid))
+    changes = _changes(identity, n)
+    learn.run = run = Path(out)/_run_name(identity, changes)
+    kind = 'held-out' if valid else 'test'
+    print(f'{src}: {n:,} images to train on, {m:,} {kind} images to validate on.', flush=True)
+    if (run/'result.json').exists() and not restart:
+        _read_run(learn, identity)
+        print(f'{run} is finished; --restart (restart=True) trains it again.')
     else:
-        if ckpt.exists(): print(f'Going on with the run in {run}/.')
-        learn.fit(r.epochs)
-        last,tta = learn.metrics.history[-1],_accuracy(*learn.tta()) if r.tta else None
-        learn.result = dict(
-            recipe=r.name, model=r.model, seed=seed, epochs=r.epochs, accuracy=round(last['valid_accuracy'], 5), tta_accuracy=tta,
-            loss=round(last['valid_loss'], 5), train_accuracy=round(last['train_accuracy'], 5), seconds=round(sum(h['train_seconds'] for h in learn.metrics.history), 1),
-            device=_device_name(device), threads=torch.get_num_threads(), torch=torch.__version__, date=date.today().isoformat(), commit=commit,
-            **({'valid': valid} if valid else {}), **({'images': n_train} if size else {}), **{k: getattr(r, k) for k in ('lr','batch_size') if getattr(r, k)!=getattr(get_recipe(recipe), k)})
-        _write_run(learn)
-    ckpt.unlink(missing_ok=True)
-    print(f'{_told(learn.result, run)}; weights, log and pictures in {run}/')
+        with _locked(run): _train_run(learn, identity, changes, device, threads, restart)
+    print(f'{_told(learn.result)}; weights, log and pictures in {run}/')
     return learn
 
-def _title(nm, model): return nm if nm not in recipes or recipes[nm].model==model else f'{nm} with {model}'
+# %% ../nbs/17_recipes.ipynb #c1b00004
+def _train_run(learn, identity, changes, device, threads, restart):
+    run,d,commit,was = learn.run,identity,_commit(),torch.get_num_threads()
+    old = [*run.glob('.part-*'), *([run/'result.json', run/'checkpoint.pt'] if restart else [])]
+    for f in old: f.unlink(missing_ok=True)
+    if str(device)=='cpu': keep_freed_memory()
+    try:
+        torch.set_num_threads(threads or was)
+        n = torch.get_num_threads()
+        print(f'Training {run.name} on {device}; CPU threads: {n}.', flush=True)
+        learn.fit(d['epochs'], cbs=CheckpointCB(run/'checkpoint.pt', **d))
+        rows,tta = learn.metrics.history,_accuracy(*learn.tta()) if d['tta'] else None
+        last = {k: round(v, 5) for k,v in rows[-1].items()}
+        res = d | changes | dict(
+            accuracy=last['valid_accuracy'], loss=last['valid_loss'], train_accuracy=last['train_accuracy'],
+            tta_accuracy=tta, seconds=round(sum(o['train_seconds'] for o in rows), 1),
+            device=torch.cuda.get_device_name(device) if str(device).startswith('cuda') else str(device),
+            threads=n, torch=torch.__version__, date=date.today().isoformat(), commit=commit)
+        learn.result = {k: res[k] for k in [*_keys, *changes]}
+        _write_run(learn, d)
+    finally: torch.set_num_threads(was)
 
-_changed = {'valid','images','lr','batch_size'}
+def _accuracy(preds, targs): return round((preds.argmax(1)==targs).float().mean().item(), 5)
+
+def _write_run(learn, identity):
+    run,rows = learn.run,learn.metrics.history
+    save_safely(dict(identity=identity, history=rows, vocab=class_names, size=list(learn.dls.train.x.shape[1:]),
+                     state=to_cpu(learn.model.state_dict())), run/'model.pt')
+    with atomic(run/'log.csv') as f: pd.DataFrame(rows).to_csv(f, index=False)
+    for nm,fig in ('history', plot_history(rows)), ('mistakes', plot_mistakes(learn)):
+        if not fig: continue
+        with atomic(run/f'{nm}.png') as f: fig.savefig(f, dpi=110)
+        plt.close(fig)
+    _write_result(run, learn.result)
+    (run/'checkpoint.pt').unlink(missing_ok=True)
+
+def _write_result(run, res):
+    with atomic(run/'result.json') as f: f.write_text(json.dumps(res, allow_nan=False)+'\n')
+
+# %% ../nbs/17_recipes.ipynb #c1b00025
+def _read_run(learn, identity):
+    run = learn.run
+    try:
+        saved,learn.result = load_safely(run/'model.pt'),json.loads((run/'result.json').read_text())
+        if lacks := set(_keys)-set(learn.result): raise ValueError(f"result.json lacks {', '.join(sorted(lacks))}")
+        if diff := differences(saved['identity'], identity): raise ValueError(f'it was trained with {diff}')
+        learn.model.load_state_dict(saved['state'])
+        learn.metrics = next(cb for cb in learn.cbs if isinstance(cb, MetricsCB))
+        learn.metrics.history = saved['history']
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
+        raise ValueError(f'{run} cannot be opened: {e}. Train it again with --restart (restart=True), or leave it '
+                         'and choose another out folder.') from e
+
+# %% ../nbs/17_recipes.ipynb #c1b00027
+def _title(res):
+    r = recipes.get(res['recipe'])
+    more = [f'{k} {res[k]:g}' for k in _changed if pd.notna(res.get(k))]
+    return ', '.join([res['recipe'] + (f" with {res['model']}" if r and r.model!=res['model'] else ''), *more])
 
 def _lesson(res):
     "The lesson's accuracy for a run like this one, as a text"
     r = recipes.get(res['recipe'])
-    if not r or r.lesson is None or r.epochs!=res['epochs'] or _changed & res.keys(): return ''
-    return f'{r.lesson:.3f}' + ('' if r.model==res['model'] else f' with {r.model}')
+    if not r or not r.lesson or r.epochs!=res['epochs'] or any(pd.notna(res.get(k)) for k in _changed): return ''
+    return f'{r.lesson:.3f}' + (f' with {r.model}' if r.model!=res['model'] else '')
 
-def _told(res, run):
-    on = 'the sample' if run.name.endswith('-sample') else f"{res['valid']:,} held-out training images" if 'valid' in res else 'the test split'
+def _told(res):
     lesson,tta = _lesson(res),res['tta_accuracy']
+    on = f"{res['valid']:,} held-out training images" if 'valid' in res else 'the test images'
+    if 'images' in res: on += ' of the sample' if res['data'] in _data else ' of other data'
     return (f"validation accuracy {res['accuracy']:.4f} on {on}" + (f' (the lesson: {lesson})' if lesson else '') +
             ('' if tta is None else f', {tta:.4f} with flipped views'))
 
-def _run_name(r, seed, valid, size):
-    "All that makes this run differ from another"
-    known = recipes[r.name]
-    parts = [r.name, f'{r.epochs}ep', f'seed{seed}']
-    if r.model!=known.model: parts.insert(1, r.model)
-    if r.lr!=known.lr: parts.append(f'lr{r.lr:g}')
-    if r.batch_size!=known.batch_size: parts.append(f'bs{r.batch_size}')
-    if valid: parts.append(f'valid{valid}')
-    if size: parts.append(size)
-    return '-'.join(parts)
-
-def _accuracy(preds, targs): return round((preds.argmax(1)==targs).float().mean().item(), 5)
-
-def _device_name(device): return torch.cuda.get_device_name(device) if str(device).startswith('cuda') else str(device)
-
-def _write_run(learn):
-    from matplotlib import pyplot as plt
-    run,history = learn.run,learn.metrics.history
-    with atomic(run/'model.pt') as f: torch.save(to_cpu(learn.model.state_dict()), f)
-    with atomic(run/'log.csv') as f, open(f, 'w', newline='') as o:
-        w = csv.DictWriter(o, history[0])
-        w.writeheader()
-        w.writerows(history)
-    for nm,fig in ('history', plot_history(history)), ('mistakes', plot_mistakes(learn)):
-        if fig is None: continue
-        with atomic(run/f'{nm}.png') as f: fig.savefig(f, dpi=110)
-        plt.close(fig)
-    with atomic(run/'result.json') as f: f.write_text(json.dumps(learn.result)+'\n')
-
-def load_model(
-    run # Folder of a finished run
-)->nn.Module: # In eval mode, on the CPU
-    "The trained model of a run"
-    res,state = json.loads((Path(run)/'result.json').read_text()),load_safely(Path(run)/'model.pt')
-    model = models[res['model']]()
-    model.load_state_dict(state)
+# %% ../nbs/17_recipes.ipynb #c1b00029
+def load_model(run)->nn.Module: # In eval mode, on the CPU; `vocab` are its class names, `size` that of an image
+    "The trained model of a finished run's folder; it takes images with pixels from 0 to 1"
+    saved = load_safely(Path(run)/'model.pt')
+    model = _make_model(saved['identity']['model'])
+    model.load_state_dict(saved['state'])
+    model.vocab,model.size = saved['vocab'],saved['size']
     return model.eval()
 
-def _read_run(learn):
-    learn.result = json.loads((learn.run/'result.json').read_text())
-    learn.model.load_state_dict(load_safely(learn.run/'model.pt'))
-    learn.metrics = next(cb for cb in learn.cbs if isinstance(cb, MetricsCB))
-    with open(learn.run/'log.csv', newline='') as f:
-        learn.metrics.history = [{k: int(v) if k=='epoch' else float(v) for k,v in row.items()} for row in csv.DictReader(f)]
-
 # %% ../nbs/17_recipes.ipynb #2b2b2adc
-def load_ensemble(
-    recipe='copy25x2', # A recipe with `member`
-    seed=42, # Seed of the first model; the second gets the next one
-    *args, # As in `train_or_load`
-    **kwargs
-)->tuple: # The two learners, and the result line
-    "Open an ensemble's finished runs, or train them, and ask them together"
+def load_ensemble(recipe='copy25x2', seed=42, *args, **kwargs)->tuple: # The two learners, and their line of results
+    "Open an ensemble's finished runs, or train them with `train_or_load`, and measure them together"
     r = get_recipe(recipe)
-    if not r.member: raise ValueError(f'{recipe} is no ensemble: train_or_load opens it.')
+    if not r.member: raise ValueError(f'{recipe} is not an ensemble: train_or_load opens it.')
     learners = [train_or_load(r.member, seed+i, *args, **kwargs) for i in range(2)]
-    results,run = [l.result for l in learners],learners[0].run.with_name(learners[0].run.name.replace(r.member, r.name, 1))
-    preds,targs = ensemble(learners)
-    res = {**results[0], 'recipe': r.name, 'accuracy': _accuracy(preds, targs), 'tta_accuracy': _accuracy(*ensemble(learners, (fc.noop, RandFlip(p=1.)))),
-           'loss': round(F.nll_loss(preds.log(), targs).item(), 5), 'train_accuracy': round(mean(o['train_accuracy'] for o in results), 5),
-           'seconds': round(sum(o['seconds'] for o in results), 1), 'date': date.today().isoformat(), 'commit': _commit()}
-    run.mkdir(exist_ok=True)
-    with atomic(run/'result.json') as f: f.write_text(json.dumps(res)+'\n')
-    print(f'both together: {_told(res, run)}; the result line in {run}/')
+    both,run = pd.DataFrame([l.result for l in learners]),learners[0].run
+    run,(preds,targs) = run.with_name(run.name.replace(r.member, r.name, 1)),ensemble(learners)
+    flipped = ensemble(learners, (fc.noop, RandFlip(p=1.)))
+    res = learners[0].result | dict(
+        recipe=r.name, accuracy=_accuracy(preds, targs), tta_accuracy=_accuracy(*flipped),
+        loss=round(F.nll_loss(preds.log(), targs).item(), 5), train_accuracy=round(both.train_accuracy.mean(), 5),
+        seconds=round(both.seconds.sum(), 1), date=date.today().isoformat(), commit=_commit())
+    _write_result(run, res)
+    print(f'both together: {_told(res)}; the line of results in {run}/')
     return learners, res
 
 # %% ../nbs/17_recipes.ipynb #dcdae5f0
-def load_results(
-    folder, # Folder with `*.jsonl` files
-    changed=False # Also runs on other data, or with another rate or batch size, than the recipe's?
-)->list: # Result lines as dicts
-    "The result lines in `folder`"
-    res = [json.loads(l) for f in sorted(Path(folder).glob('*.jsonl')) for l in f.read_text().splitlines()]
-    return [r for r in res if changed or not _changed & r.keys()]
+def load_results(folder, changed=False)->pd.DataFrame:
+    "The lines of results in `folder`, with `changed` also those of other data, rates or batch sizes than the recipe's"
+    lines = [json.loads(l) for f in sorted(Path(folder).glob('*.jsonl')) for l in f.read_text().splitlines()]
+    if not lines: print(f'There are no results in {folder}.')
+    df = pd.DataFrame(lines, columns=_keys+_changed)
+    return df if changed else df[df[_changed].isna().all(axis=1)].drop(columns=_changed)
 
-def results_table(
-    results, # Result lines
-    names=None # Recipes to show, run or not; None takes those that were run
-)->str: # A Markdown table
-    "Accuracies by recipe, model and number of epochs, beside the lesson's"
-    rows = ['| recipe | epochs | accuracy | with TTA | seeds | the lesson | seconds | device |', '|---|--:|---|---|--:|--:|--:|---|']
-    mean_sd = lambda vs: '' if None in vs else f'{mean(vs):.4f}' + (f' ± {stdev(vs):.4f}' if len(vs)>1 else '')
-    groups = fc.groupby(results, lambda r: (r['recipe'], r['model'], r['epochs'], r['device']))
-    for nm in names or dict.fromkeys(k[0] for k in groups):
-        times = '2×' if nm in recipes and recipes[nm].member else ''
-        found = {k: rs for k,rs in groups.items() if k[0]==nm}
-        for (_,model,epochs,device),rs in found.items():
-            acc,tta = (mean_sd([r[k] for r in rs]) for k in ('accuracy','tta_accuracy'))
-            rows.append(f"| {_title(nm, model)} | {times}{epochs} | {acc} | {tta} | {len(rs)} | {_lesson(rs[0])} | {mean(r['seconds'] for r in rs):.0f} | {device} |")
-        if not found:
-            r = get_recipe(nm)
-            rows.append(f"| {nm} | {times}{r.epochs} | not run yet: `miniai-train --recipe {nm}`{_hours(r, results)} | | | {_lesson(dict(recipe=nm, model=r.model, epochs=r.epochs))} | | |")
-    return '\n'.join(rows)
-
-def _hours(r, results):
-    "What a run is likely to take, by the epochs of the same model that were run, as a text"
-    secs = [o['seconds']/o['epochs'] for o in results if o['model']==r.model and o['recipe'] in recipes and not recipes[o['recipe']].member]
-    return f', about {min(secs)*r.epochs*(2 if r.member else 1)/3600:.1f} hours' if secs else ''
+def results_table(results, names=None)->pd.DataFrame:
+    "Accuracy by recipe, mean ± standard deviation over the seeds; `names` are the recipes to show, run or not"
+    def stat(s): return '' if s.isna().any() else f'{s.mean():.4f}' + (f' ± {s.std():.4f}' if len(s)>1 else '')
+    names = list(results.recipe.unique() if names is None else names)
+    by = ['recipe','model','epochs','device', *(k for k in _changed if k in results)]
+    rows = [dict(zip(by, key)) | dict(accuracy=stat(d.accuracy), TTA=stat(d.tta_accuracy.astype(float)), seeds=len(d),
+                                      seconds=round(d.seconds.mean()))
+            for key,d in results[results.recipe.isin(names)].groupby(by, sort=False, dropna=False)]
+    rows += [dict(recipe=r.name, model=r.model, epochs=r.epochs, accuracy=f'not run yet: miniai-train --recipe {nm}')
+             for nm in names if nm not in set(results.recipe) for r in [get_recipe(nm)]]
+    rows.sort(key=lambda o: names.index(o['recipe']))
+    df = pd.DataFrame(rows, dtype=object).assign(lesson=[*map(_lesson, rows)], recipe=[*map(_title, rows)])
+    df = df.set_index('recipe').reindex(columns='epochs accuracy TTA seeds lesson seconds device'.split())
+    return df.astype(object).fillna('').rename_axis(index=None, columns='recipe')
 
 # %% ../nbs/17_recipes.ipynb #dc9ac6d0
 @fc.call_parse
-def main(
-    recipe:str='conv', # base, conv, resnet, resnet18d, wide, model2, model3, model4, noaug20, aug20, erase50, copy25 or copy25x2
-    epochs:int=None, # Passes over the training data [default: the recipe's]
-    lr:float=None, # Highest learning rate [default: the recipe's]
-    batch_size:int=None, # Images in a batch [default: the recipe's]
-    model:str=None, # Another model: base, conv, resnet, resnet18d, wide, model2, model3 or model4 [default: the recipe's]
-    seed:int=42, # Seed of the weights and the order of the images
-    device:str=None, # cpu, cuda or mps [default: the fastest one here]
-    data:str='auto', # auto, full, sample, or a folder with the four IDX .gz files
-    valid:int=0, # Training images to hold out and validate on
-    threads:int=None, # CPU threads [default: torch's choice]
-    out:str='runs', # Folder for the run's folder
-    restart:bool=False # Train anew where there is a finished or a stopped run?
-):
-    "Train a model of the lesson on Fashion-MNIST"
-    load = load_ensemble if recipe in recipes and recipes[recipe].member else train_or_load
-    try: load(recipe, seed, epochs, lr, batch_size, model, device, data, valid, threads, out, restart)
-    except KeyboardInterrupt: sys.exit('miniai-train: stopped; the same command goes on after the last whole epoch')
-    except (ValueError, OSError, ImportError) as e: sys.exit(f'miniai-train: {e}')
+@fc.delegates(train_or_load)
+def main(**kwargs):
+    "Train a model of the lesson on Fashion-MNIST, or open a finished run"
+    r = recipes.get(kwargs.get('recipe'))
+    try: (load_ensemble if r and r.member else train_or_load)(**kwargs)
+    except KeyboardInterrupt:
+        sys.exit('miniai-train: stopped; the same command (without --restart) goes on after the last whole epoch')
+    except (ValueError, OSError, ImportError, ArithmeticError) as e: sys.exit(f'miniai-train: {e}')

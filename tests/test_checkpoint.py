@@ -1,58 +1,175 @@
-"A run that is killed at any moment and started again ends bit for bit as one that was left alone"
-import random, subprocess, sys, threading, time, pytest, torch, torch.nn.functional as F
+"A training that stops at any moment and is started again ends bit for bit as one that was left alone"
+import os, random, subprocess, sys, pytest, numpy as np, torch, torch.nn.functional as F
 from functools import partial
+from pathlib import Path
 from torch import optim
-from miniai.core import *
-from miniai.datasets import *
-from miniai.learner import *
-from miniai.checkpoint import *
-from miniai.augment import *
-from miniai.core import *
-from miniai.learner import *
-from miniai.recipes import *
-from miniai.sgd import *
+from torch.utils.data import DataLoader, TensorDataset
+import miniai.augment  # capture_preds
+from miniai.checkpoint import CheckpointCB, atomic, load_safely, save_safely
+from miniai.core import set_seed
+from miniai.datasets import DataLoaders
+from miniai.learner import Accuracy, Callback, MetricsCB, MomentumLearner, TrainLearner
+from miniai.sgd import BatchSchedCB, CosineAnnealing, EpochSchedCB, OneCycle
 from conftest import toy_dls, toy_model
-from test_learner import EVENTS, Raises
+
+class Raises(Callback):
+    "Raises `exc` at an event, after `at` calls"
+    def __init__(self, event, exc, at=0, order=0):
+        self.exc,self.at,self.order,self.n = exc,at,order,0
+        setattr(self, event, self._raise)
+    def _raise(self, learn):
+        self.n += 1
+        if self.n>self.at: raise self.exc
 
 scheds = {'ours': lambda: BatchSchedCB(partial(OneCycle, max_lr=.1, total_steps=4*4)),
           'torch': lambda: BatchSchedCB(partial(optim.lr_scheduler.OneCycleLR, max_lr=.1, total_steps=4*4)),
           'epochs': lambda: EpochSchedCB(partial(CosineAnnealing, total_steps=4))}
 
-def learner(path, sched='ours', opt=optim.AdamW, cbs=()):
+def learner(path, sched='ours', opt=optim.AdamW, cbs=(), cls=TrainLearner, dls=None, **kwargs):
     set_seed(1)
-    return TrainLearner(toy_model(), toy_dls(), F.cross_entropy, .1, cbs=[MetricsCB(Accuracy()), scheds[sched](), *([CheckpointCB(path)] if path else []), *cbs], opt_func=opt)
+    ckpt = [CheckpointCB(path, **kwargs)] if path else []
+    return cls(toy_model(), dls or toy_dls(), F.cross_entropy, .1, opt_func=opt,
+               cbs=[MetricsCB(Accuracy()), scheds[sched](), *ckpt, *cbs])
 
 def outcome(learn):
     rows = [{k: v for k,v in r.items() if 'seconds' not in k} for r in learn.metrics.history]
-    return rows, [t.numpy().tobytes() for t in learn.model.state_dict().values()], learn.opt.param_groups[0]['lr'], torch.rand(1).item(), random.random()
+    bits = lambda ts: [None if t is None else t.numpy().tobytes() for t in ts]
+    return (rows, bits(learn.model.state_dict().values()), bits(p.grad for p in learn.model.parameters()),
+            learn.opt.param_groups[0]['lr'], torch.rand(1).item(), random.random())
+
+def whole(**kwargs):
+    learn = learner(None, **kwargs)
+    learn.fit(4)
+    return outcome(learn)
+
+@pytest.fixture(scope='module')
+def want(): return whole()
+
+def stop(path, event, at=0, exc=KeyboardInterrupt, order=0, **kwargs):
+    "A fit that is stopped by an exception"
+    with pytest.raises(exc): learner(path, **kwargs).fit(4, cbs=Raises(event, exc(), at, order))
+
+def check_resumes(path, want, **kwargs):
+    torch.rand(3)
+    again = learner(path, **kwargs)
+    again.fit(4)
+    assert outcome(again)==want
 
 @pytest.mark.parametrize('sched', scheds)
 @pytest.mark.parametrize('opt', [optim.AdamW, partial(optim.SGD, momentum=.9)], ids=['AdamW','SGD'])
 def test_resumed_is_uninterrupted(tmp_path, sched, opt):
-    whole = learner(None, sched, opt)
-    whole.fit(4)
-    want = outcome(whole)
+    kw = dict(sched=sched, opt=opt)
+    want = whole(**kw)
     for at in range(0, 24, 5):  # 6 batches an epoch
-        f = tmp_path/f'{at}.pt'
-        with pytest.raises(KeyboardInterrupt): learner(f, sched, opt).fit(4, cbs=Raises('after_batch', KeyboardInterrupt(), at=at-1 if at else 0))
-        torch.rand(3)
-        again = learner(f, sched, opt)
-        again.fit(4)
-        assert outcome(again)==want, at
+        stop(tmp_path/f'{at}.pt', 'after_batch', at=at-1 if at else 0, **kw)
+        check_resumes(tmp_path/f'{at}.pt', want, **kw)
 
-@pytest.mark.parametrize('event', ['before_fit','before_epoch','before_batch','after_loss','after_batch','cleanup_batch','after_epoch','cleanup_epoch','after_fit','cleanup_fit'])
-def test_fault_in_any_event(tmp_path, event):
-    whole = learner(None)
-    whole.fit(4)
-    want = outcome(whole)
-    with pytest.raises(ZeroDivisionError): learner(tmp_path/'c.pt').fit(4, cbs=Raises(event, ZeroDivisionError(), at=0 if 'fit' in event else 3))
-    again = learner(tmp_path/'c.pt')
-    again.fit(4)
-    assert outcome(again)==want
+def test_kept_gradients_are_part_of_it(tmp_path):
+    kw = dict(cls=partial(MomentumLearner, mom=.7), opt=optim.SGD)
+    want = whole(**kw)
+    assert any(want[2])
+    stop(tmp_path/'c.pt', 'before_epoch', at=4, **kw)
+    check_resumes(tmp_path/'c.pt', want, **kw)
+
+# ---- faults: at every event, and at sampled lines
+
+EVENTS = [f'{when}_{what}' for what in ('fit','epoch','batch') for when in ('before','after','cleanup')] + [
+    'after_predict','after_loss','after_backward','after_step']
+
+@pytest.mark.parametrize('exc', [KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize('order', [-2000, 0, 2000])
+@pytest.mark.parametrize('event', EVENTS)
+def test_fault_at_any_event(tmp_path, want, event, order, exc):
+    for at in [0] if event.endswith('_fit') else [0, 3, 4]:
+        f = tmp_path/f'{at}.pt'
+        stop(f, event, at, exc, order)
+        check_resumes(f, want)
+
+@pytest.mark.parametrize('cls, event', [
+    (MetricsCB,'cleanup_epoch'), (MetricsCB,'after_epoch'), (BatchSchedCB,'after_batch')])
+def test_fault_inside_a_callback_of_ours(tmp_path, want, monkeypatch, cls, event):
+    "A row of results is neither lost nor there twice"
+    if not hasattr(cls, event): pytest.skip(f'{cls.__name__} has no {event}')
+    fault,plain = Raises(event, KeyboardInterrupt(), at=3),getattr(cls, event)
+    monkeypatch.setattr(cls, event, lambda self, learn: (fault._raise(learn), plain(self, learn)))
+    with pytest.raises(KeyboardInterrupt): learner(tmp_path/'c.pt').fit(4)
+    monkeypatch.undo()
+    check_resumes(tmp_path/'c.pt', want)
+
+class AtLine:
+    "Raises KeyboardInterrupt in front of the n-th line that runs in the package"
+    def __init__(self, n, mod='miniai'): self.n,self.seen,self.mod = n,0,f'{os.sep}{mod}{os.sep}'
+    def trace(self, frame, event, arg):
+        if self.mod not in frame.f_code.co_filename: return None
+        if event=='line':
+            self.seen += 1
+            if self.seen==self.n: raise KeyboardInterrupt
+        return self.trace
+    def __enter__(self):
+        self.old = sys.gettrace()
+        sys.settrace(self.trace)
+        return self
+    def __exit__(self, *args): sys.settrace(self.old)
+
+def test_interrupt_at_sampled_lines(tmp_path, want):
+    "First training and resumed training each interrupted at one line: the third goes on and is as if nothing had been"
+    learn = learner(tmp_path/'all.pt')
+    with AtLine(0) as tr: learn.fit(4)
+    rng,stopped = random.Random(0),0
+    for i in range(60):
+        f = tmp_path/f'{i}.pt'
+        for last in tr.seen, tr.seen//3:
+            with AtLine(rng.randint(1, last)):
+                try: learner(f).fit(4)
+                except KeyboardInterrupt: stopped += 1
+        check_resumes(f, want)
+    assert stopped>80 and not list(tmp_path.glob('.part*'))
+
+DRIVER = '''
+import os, random, signal, sys, time
+import miniai.recipes as r
+r.plot_history = r.plot_mistakes = lambda *args: None  # pictures are slow, and no part of what is tested
+def run(out):
+    "The command in a process of its own, which has everything imported"
+    pid = os.fork()
+    if pid: return pid
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        r.main(recipe='base', epochs=12, batch_size=4, data=sys.argv[1], seed=3, device='cpu', threads=1, out=out)
+    except BaseException as e:
+        print(repr(e), file=sys.stderr)
+        os._exit(1)
+    os._exit(0)
+start = time.perf_counter()
+assert os.waitpid(run(sys.argv[2]+'/whole'), 0)[1]==0
+seconds = time.perf_counter()-start
+rng,kills = random.Random(0),0
+for i in range(30):
+    pid,end = run(sys.argv[2]+'/killed'),time.perf_counter()+seconds*rng.uniform(.05,.7)
+    while not (done := os.waitpid(pid, os.WNOHANG))[0] and (i>=6 or time.perf_counter()<end): time.sleep(.002)
+    if done[0] and done[1]==0: break
+    assert not done[0], done
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    kills += 1
+print(done[1], kills)
+'''
+
+def test_killed_at_random(tmp_path, idx_folder):
+    "The command, killed by SIGKILL at random moments until it is through"
+    res = subprocess.run([sys.executable, '-c', DRIVER, str(idx_folder), str(tmp_path)], capture_output=True, text=True)
+    assert res.returncode==0, res.stderr
+    rc,kills = map(int, res.stdout.split())
+    assert rc==0 and kills>=2
+    a,b = (load_safely(next((tmp_path/o).rglob('model.pt')))['state'] for o in ('whole','killed'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    names = [sorted(f.name for f in next((tmp_path/o).iterdir()).iterdir()) for o in ('whole','killed')]
+    assert names[0]==names[1] and 'checkpoint.pt' not in names[0]
+
+# ---- what is in the file, and who may go on from it
 
 def test_file_is_safe_and_whole(tmp_path):
-    learn = learner(tmp_path/'c.pt')
-    learn.fit(4)
+    learner(tmp_path/'c.pt').fit(4)
     state = torch.load(tmp_path/'c.pt', weights_only=True)
     assert state['epoch']==4 and len(state['callbacks'])==2
     assert [f.name for f in tmp_path.iterdir()]==['c.pt']
@@ -63,41 +180,153 @@ def test_looking_neither_saves_nor_loads(tmp_path):
     learn.lr_find(show=False)
     assert not list(tmp_path.iterdir())
 
-def test_a_finished_file_trains_no_more(tmp_path):
-    learner(tmp_path/'c.pt').fit(4)
+class Look(Callback):
+    def __init__(self, event): setattr(self, event, self.look)
+    def look(self, learn):
+        if not learn.dry_run: learn.capture_preds()
+
+@pytest.mark.parametrize('event', ['before_fit','before_epoch','after_epoch','cleanup_epoch'])
+def test_a_look_in_between_does_not_disturb_it(tmp_path, want, event):
+    stop(tmp_path/'c.pt', 'before_batch', at=13)
+    again = learner(tmp_path/'c.pt')
+    again.fit(4, cbs=Look(event))
+    assert outcome(again)==want
+
+def test_a_second_fit_says_what_it_does(tmp_path, capsys):
     learn = learner(tmp_path/'c.pt')
-    learn.fit(4, cbs=Raises('before_batch', ZeroDivisionError()))
-    assert len(learn.metrics.history)==4
+    learn.fit(4)
+    assert 'c.pt' not in capsys.readouterr().out
+    before = outcome(learn)[:2]
+    for l in learn, learner(tmp_path/'c.pt'):
+        l.fit(4, cbs=Raises('before_batch', ZeroDivisionError()))
+        assert 'c.pt: all 4 epochs are done, nothing is trained' in capsys.readouterr().out
+        assert outcome(l)[:2]==before
+    anew = learner(tmp_path/'c.pt', restart=True)
+    anew.fit(4)
+    assert outcome(anew)[:2]==before and 'c.pt' not in capsys.readouterr().out
+
+def test_going_on_is_said(tmp_path, capsys):
+    stop(tmp_path/'c.pt', 'before_batch', at=8)
+    learner(tmp_path/'c.pt').fit(4)
+    assert 'c.pt: going on with epoch 2 of 4' in capsys.readouterr().out
+
+def other_data():
+    x,y = toy_dls().train.x,toy_dls().train.y
+    return DataLoaders.from_tensors({'train': (x,y.flip(0)), 'valid': (x[:16],y[:16])}, 8, seed=0)
 
 @pytest.mark.parametrize('other, msg', [
-    (lambda f: learner(f).fit(5), 'saved by a fit with n_epochs 4, this one has 5: use another path'),
+    (lambda f: learner(f).fit(5), r'c\.pt is from a fit with n_epochs 4 \(now 5\): use another path, or restart=True'),
     (lambda f: learner(f, cbs=[MetricsCB()]).fit(4), "with callbacks .*use another path"),
-    (lambda f: (f.write_bytes(f.read_bytes()[:500]), learner(f).fit(4)), 'cannot be loaded safely .*delete it')], ids=['epochs','callbacks','damaged'])
-def test_files_that_do_not_fit(tmp_path, other, msg):
+    (lambda f: learner(f).fit(4, lr=.2), r'with lr \[0\.1\] \(now \[0\.2\]\)'),
+    (lambda f: learner(f, opt=optim.SGD).fit(4), r'optimizer AdamW \(now SGD\)'),
+    (lambda f: learner(f, opt=partial(optim.AdamW, weight_decay=.1)).fit(4), r'weight_decay \[0\.01\] \(now \[0\.1'),
+    (lambda f: learner(f, dls=toy_dls(bs=4)).fit(4), r'batch_size 8 \(now 4\)'),
+    (lambda f: learner(f, dls=other_data()).fit(4), r'with data \w{16} \(now \w{16}\)'),
+    (lambda f: learner(f, seed=2).fit(4), r'with seed None \(now 2\)')],
+    ids='epochs callbacks rate optimizer decay batch_size labels own'.split())
+def test_another_training_does_not_go_on(tmp_path, other, msg):
     f = tmp_path/'c.pt'
     learner(f).fit(4)
+    saved = f.read_bytes()
     with pytest.raises(ValueError, match=msg): other(f)
+    assert f.read_bytes()==saved
 
-def test_killed_at_random(tmp_path):
-    "The command itself, killed by SIGKILL at random moments until it is through"
-    args = [sys.executable, '-u', '-m', 'miniai.recipes', '--recipe', 'base', '--epochs', '8', '--batch-size', '128', '--data', 'sample', '--seed', '3']
-    def run(out, limit):
-        with subprocess.Popen([*args, '--out', tmp_path/out], stdout=subprocess.PIPE, text=True) as p:
-            lines = [p.stdout.readline()]  # what it runs on: the training begins
-            start = time.perf_counter()
-            timer = threading.Timer(limit, p.kill)
-            timer.start()
-            lines += p.stdout.readlines()
-            timer.cancel()
-        return p.returncode, ''.join(lines), time.perf_counter()-start
-    rc,text,seconds = run('whole', 300)
-    assert rc==0 and 'Going on' not in text
-    rng,kills = random.Random(0),0
-    for i in range(30):
-        rc,text,_ = run('killed', seconds*rng.uniform(.05,.6) if i<8 else 300)
-        if rc==0: break
-        kills += 1
-    assert rc==0 and kills>=2
-    a,b = (torch.load(next((tmp_path/o).rglob('model.pt')), weights_only=True) for o in ('whole','killed'))
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    assert not list((tmp_path/'killed').rglob('checkpoint.pt'))
+def test_what_is_harmless_may_differ(tmp_path, want):
+    "Other validation images, and the same training images in another loader object"
+    stop(tmp_path/'c.pt', 'before_batch', at=8)
+    dls = toy_dls()
+    dls.valid.y = dls.valid.y.flip(0)
+    learn = learner(tmp_path/'c.pt', dls=dls)
+    learn.fit(4)
+    assert outcome(learn)[1]==want[1]
+
+def test_labels_of_a_torch_data_set_are_seen(tmp_path):
+    x,y = toy_dls().train.x,toy_dls().train.y
+    dls = lambda y: DataLoaders(DataLoader(TensorDataset(x, y), 8), DataLoader(TensorDataset(x, y), 8))
+    learner(tmp_path/'c.pt', dls=dls(y)).fit(4)
+    with pytest.raises(ValueError, match='with data'): learner(tmp_path/'c.pt', dls=dls(y.flip(0))).fit(4)
+
+class Counts(Callback):
+    def __init__(self, start): self.n = start
+    def state_dict(self): return {'n': self.n}
+    def load_state_dict(self, state): self.n = state['n']
+
+@pytest.mark.parametrize('state, word', [
+    (np.arange(3),'numpy'), (np.float64(1),'numpy'), (Path('x'),'pathlib'), (Counts(1),'Counts')])
+def test_what_cannot_be_loaded_is_not_saved(tmp_path, state, word):
+    with pytest.raises(TypeError, match=f'c.pt cannot hold .*{word}.*only numbers, strings'):
+        learner(tmp_path/'c.pt', cbs=[Counts(state)]).fit(4)
+    assert not list(tmp_path.iterdir())
+
+# ---- damaged, hostile and unwritable files
+
+def test_any_flipped_bit_and_any_cut_is_found(tmp_path):
+    f = tmp_path/'m.pt'
+    save_safely({'a': torch.arange(20.), 'b': ['x', (1,2.)]}, f)
+    whole,rng = f.read_bytes(),random.Random(0)
+    for i in range(300):
+        b = bytearray(whole)
+        b[rng.randrange(len(b))] ^= 1<<rng.randrange(8)
+        f.write_bytes(b)
+        with pytest.raises(ValueError, match='m.pt cannot be loaded safely .*damaged or not ours'): load_safely(f)
+    for n in 0,1,33,34,len(whole)//2,len(whole)-1:
+        f.write_bytes(whole[:n])
+        with pytest.raises(ValueError, match='checksum'): load_safely(f)
+    f.write_bytes(whole)
+    assert load_safely(f)['b']==['x',(1,2.)]
+
+class Hostile:
+    def __reduce__(self): return os.mkdir, ('hostile-was-here',)
+
+def test_foreign_and_hostile_files(tmp_path, monkeypatch):
+    import miniai.checkpoint as c
+    monkeypatch.chdir(tmp_path)
+    torch.save({'weight': torch.ones(1)}, 'foreign.pt')
+    with pytest.raises(ValueError, match='checksum'): load_safely('foreign.pt')
+    monkeypatch.setattr(c, 'get_unsafe_globals_in_checkpoint', lambda f: [])
+    save_safely({'weight': Hostile()}, 'hostile.pt')
+    with pytest.raises(ValueError, match='cannot be loaded safely .*Weights only'): load_safely('hostile.pt')
+    assert not Path('hostile-was-here').exists()
+    os.mkfifo('pipe')
+    for o in 'pipe','.','/dev/zero':
+        with pytest.raises(ValueError, match='is not a regular file'): load_safely(o)
+    with pytest.raises(FileNotFoundError, match='nothing.pt'): load_safely('nothing.pt')
+
+def test_atomic_is_all_or_nothing(tmp_path):
+    f = tmp_path/'new folder'/'f.txt'
+    with pytest.raises(ZeroDivisionError):
+        with atomic(f) as t: t.write_text('half'); 1/0
+    assert not list(f.parent.iterdir())
+    with atomic(f) as t: t.write_text('whole')
+    assert [o.name for o in f.parent.iterdir()]==['f.txt'] and f.read_text()=='whole'
+    with pytest.raises(OSError, match=r"f.txt/g.txt cannot be written: "):
+        with atomic(f/'g.txt') as t: t.write_text('')
+
+def test_a_planted_link_is_not_followed(tmp_path):
+    victim,f = tmp_path/'victim',tmp_path/'f.txt'
+    victim.write_text('precious')
+    for link in f, tmp_path/f'.part-{os.getpid()}-f.txt': link.symlink_to(victim)
+    with atomic(f) as t: t.write_text('new')
+    assert victim.read_text()=='precious' and f.read_text()=='new' and not f.is_symlink()
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
+def test_a_full_disk_costs_one_epoch_at_most(tmp_path, want, monkeypatch):
+    f = tmp_path/'c.pt'
+    stop(f, 'before_batch', at=14)
+    kept,write = f.read_bytes(),Path.write_bytes
+    def full(self, data):
+        write(self, data[:100])
+        write(Path('/dev/full'), data)
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    with pytest.raises(OSError, match='c.pt cannot be written: No space left on device'): learner(f).fit(4)
+    assert f.read_bytes()==kept and [o.name for o in tmp_path.iterdir()]==['c.pt']
+    monkeypatch.undo()
+    check_resumes(f, want)
+
+def test_a_folder_that_vanished_is_made_again(tmp_path, want):
+    class Vanish(Callback):
+        def before_batch(self, learn):
+            if learn.epoch==2 and (tmp_path/'d').exists(): os.remove(tmp_path/'d'/'c.pt'); os.rmdir(tmp_path/'d')
+    learn = learner(tmp_path/'d'/'c.pt', cbs=[Vanish()])
+    learn.fit(4)
+    assert outcome(learn)==want and load_safely(tmp_path/'d'/'c.pt')['epoch']==4

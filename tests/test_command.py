@@ -1,129 +1,373 @@
-"miniai-train, as somebody types it"
-import csv, json, os, subprocess, sys, pytest, torch
+"miniai-train, as somebody types it, and what it leaves behind"
+import csv, fcntl, gzip, json, os, shutil, subprocess, sys, pytest, torch
+import fastcore.all as fc, matplotlib.pyplot as plt, pandas as pd
 from pathlib import Path
-from miniai.checkpoint import *
-from miniai.augment import *
-from miniai.core import *
-from miniai.learner import *
-from miniai.recipes import *
+import miniai.datasets, miniai.recipes
+from miniai.checkpoint import load_safely
+from miniai.datasets import fashion_tensors, pixel_stats
+from miniai.init import Normalize
+from miniai.learner import Callback
+from miniai.recipes import (load_ensemble, load_model, load_results, main, models, recipes, results_table,
+                            train_or_load)
 from conftest import FULL
 
-KEYS = 'recipe model seed epochs accuracy tta_accuracy loss train_accuracy seconds device threads torch date commit'.split()
+KEYS = ('recipe model seed epochs accuracy tta_accuracy loss train_accuracy seconds '
+        'device threads amp torch date commit data').split()
 FILES = ['history.png','log.csv','mistakes.png','model.pt','result.json']
 
 def cmd(*args, **env):
+    "The command in a process of its own"
     full = {k: v for k,v in {**os.environ, **env}.items() if v is not None}
-    return subprocess.run([sys.executable, '-m', 'miniai.recipes', *map(str, args)], capture_output=True, text=True, env=full)
+    args = [sys.executable, '-m', 'miniai.recipes', *map(str, args)]
+    return subprocess.run(args, capture_output=True, text=True, env=full)
 
-def fails(*args, words, **env):
-    res = cmd(*args, **env)
-    assert res.returncode!=0 and 'Traceback' not in res.stderr, res.stderr
-    for w in words: assert w in res.stderr, res.stderr
+def fails(*words, **kwargs):
+    "The command in this process: it ends with one line that has these words, and a status other than 0"
+    with pytest.raises(SystemExit) as e: main(**kwargs)
+    assert isinstance(e.value.code, str) and e.value.code.startswith('miniai-train: ') and '\n' not in e.value.code
+    for w in words: assert w in e.value.code, e.value.code
+
+@pytest.fixture
+def quick(tmp_path, idx_folder, monkeypatch):
+    "Arguments of a run that takes no time: 40 images, and empty pictures"
+    for nm in 'plot_history','plot_mistakes':
+        monkeypatch.setattr(miniai.recipes, nm, lambda *args: plt.figure(figsize=(.5,.5)))
+    return dict(recipe='base', epochs=2, batch_size=8, data=str(idx_folder), device='cpu', out=str(tmp_path/'out'))
+
+def run_of(out):
+    "The one run in a folder"
+    run, = Path(out).iterdir()
+    return run
+
+# ---- in a process of its own
 
 def test_a_run_on_the_sample(tmp_path):
-    res = cmd('--epochs', 2, '--data', 'sample', '--out', tmp_path, '--seed', 3, '--threads', 1)
+    res = cmd(*f'--epochs 1 --data sample --out {tmp_path} --seed 3 --threads 1 --valid 500 --batch-size 512'.split())
     assert res.returncode==0, res.stderr
-    first,*_,last = res.stdout.splitlines()
-    assert first=='conv, 2 epochs on cpu, 1 threads: Fashion-MNIST, the small sample that ships with miniai; 4,000 images to train, 1,000 to validate'
-    assert 'the lesson' not in last and 'on the sample' in last
-    run = tmp_path/'conv-2ep-seed3-sample'
+    first,second,*_,last = res.stdout.splitlines()
+    assert 'sample' in first and '3,500 images to train on, 500 held-out images to validate on' in first
+    assert second=='Training conv-1ep-seed3-bs512-valid500-sample on cpu; CPU threads: 1.'
+    assert 'the lesson' not in last and 'on 500 held-out training images of the sample' in last
+    run = tmp_path/'conv-1ep-seed3-bs512-valid500-sample'
     assert sorted(f.name for f in run.iterdir())==FILES and str(run) in last
     r = json.loads((run/'result.json').read_text())
-    assert list(r)==[*KEYS,'images'] and r['images']==4000 and f"{r['accuracy']:.4f}" in last
+    assert list(r)==[*KEYS,'batch_size','valid','images'] and (r['valid'],r['images'])==(500,3500)
+    assert f"{r['accuracy']:.4f}" in last and r['amp']=='no'
     rows = list(csv.DictReader((run/'log.csv').open()))
-    assert len(rows)==2 and round(float(rows[-1]['valid_accuracy']),5)==r['accuracy']
-    m = models['conv']()
-    m.load_state_dict(torch.load(run/'model.pt', weights_only=True))
+    assert len(rows)==1 and round(float(rows[-1]['valid_accuracy']),5)==r['accuracy']
     for f in 'history.png','mistakes.png': assert (run/f).read_bytes()[:4]==b'\x89PNG'
 
-def test_the_same_again(tmp_path):
-    runs = [train_or_load('base', epochs=1, data='sample', out=tmp_path/o, seed=5) for o in 'ab']
-    assert runs[0].result['loss']==runs[1].result['loss']
-    states = [torch.load(tmp_path/o/'base-1ep-seed5-sample/model.pt', weights_only=True) for o in 'ab']
-    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+def test_errors_of_the_command_line(capsys):
+    res = cmd('--recipe', 'resnet999')
+    assert res.returncode!=0
+    assert res.stderr==f"miniai-train: There is no recipe 'resnet999': choose from {', '.join(recipes)}.\n"
+    parser = fc.anno_parser(main, 'miniai-train')
+    with pytest.raises(SystemExit): parser.parse_args(['--recepi', 'conv'])
+    assert '--recepi' in capsys.readouterr().err
+    with pytest.raises(SystemExit): parser.parse_args(['--help'])
+    out = capsys.readouterr().out
+    for o in 'recipe epochs lr batch model seed device data valid threads out restart'.split(): assert f'--{o}' in out
+    out = ' '.join(out.split())
+    assert 'Name of a recipe' in out and '(default: conv)' in out
 
-def test_held_out_images_are_not_the_test_set(tmp_path):
-    res = train_or_load('base', epochs=1, data='sample', out=tmp_path, valid=500).result
-    assert res['valid']==500 and res['images']==3500 and (tmp_path/'base-1ep-seed42-valid500-sample').is_dir()
+# ---- a run
 
-@pytest.mark.full
-def test_full_data_is_found_and_compared(tmp_path):
-    res = cmd('--recipe', 'base', '--out', tmp_path, '--epochs', 1, MINIAI_DATA=None)
-    assert '60,000 images to train, 10,000 to validate' in res.stdout, res.stderr
-    r = json.loads((tmp_path/'base-1ep-seed42/result.json').read_text())
-    assert r['accuracy']>.7 and list(r)==KEYS
+def test_the_same_again(quick, tmp_path):
+    runs = [train_or_load(**quick | dict(seed=seed, out=tmp_path/o)) for seed,o in ((5,'a'),(5,'b'),(6,'c'))]
+    assert runs[0].result['loss']==runs[1].result['loss']!=runs[2].result['loss']
+    a,b,c = (load_safely(l.run/'model.pt')['state'] for l in runs)
+    assert all(torch.equal(a[k], b[k]) for k in a) and not all(torch.equal(a[k], c[k]) for k in a)
+
+def test_a_finished_run_is_read(quick, capsys):
+    first = train_or_load(**quick)
+    assert 'CPU threads: ' in capsys.readouterr().out
+    again = train_or_load(**quick)
+    out = capsys.readouterr().out
+    assert 'is finished; --restart (restart=True) trains it again' in out and 'threads' not in out
+    assert again.metrics.history==first.metrics.history and again.result==first.result
+    anew = train_or_load(**quick, restart=True)
+    assert 'Training' in capsys.readouterr().out and anew.result['loss']==first.result['loss']
+
+def test_threads_are_set_back(quick):
+    was = torch.get_num_threads()
+    assert train_or_load(**quick, threads=was+1).result['threads']==was+1 and torch.get_num_threads()==was
+
+def test_another_model(quick):
+    res = train_or_load(**quick | dict(recipe='aug20', model='base')).result
+    assert (res['recipe'],res['model'])==('aug20','base') and res['tta_accuracy'] is not None
+    run = run_of(quick['out'])
+    assert run.name.startswith('aug20-base-2ep-seed42-bs8-data-') and type(load_model(run)[1]) is type(models['base']())
+
+def test_a_model_takes_its_statistics_along(quick):
+    learn = train_or_load(**quick)
+    model = load_model(learn.run)
+    splits = fashion_tensors(quick['data'], device='cpu')
+    mean,std = pixel_stats(splits['train'][0])
+    assert isinstance(model[0], Normalize) and torch.allclose(model[0].mean.flatten(), torch.tensor(mean))
+    assert torch.allclose(model[0].std.flatten(), torch.tensor(std)) and not model.training
+    assert model.vocab[0]=='T-shirt/top' and model.size==[1,28,28]
+    x,y = splits['test']
+    with torch.no_grad(): acc = (model(x/255).argmax(1)==y).float().mean().item()
+    assert round(acc, 5)==learn.result['accuracy']
 
 def test_auto_without_full_data_says_so(tmp_path, monkeypatch, capsys):
-    import miniai.datasets as d
     monkeypatch.delenv('MINIAI_DATA', raising=False)
-    monkeypatch.setattr(d, '_system', tmp_path/'nothing')
-    monkeypatch.setattr(d, '_hub', 'miniai/no-such-data-set')
+    monkeypatch.setattr(miniai.datasets, '_system', tmp_path/'nothing')
+    monkeypatch.setattr(miniai.datasets, '_hub', 'miniai/no-such-data-set')
     train_or_load('base', epochs=1, out=tmp_path)
     out = capsys.readouterr().out
-    assert out.startswith('No full Fashion-MNIST was found, so this trains on the small sample') and 'the lesson' not in out
-    with pytest.raises(FileNotFoundError, match='nowhere to be found'): train_or_load('base', epochs=1, out=tmp_path, data='full')
+    assert out.startswith('No full Fashion-MNIST was found, so this uses the small sample') and 'the lesson' not in out
+    with pytest.raises(FileNotFoundError): train_or_load('base', epochs=1, out=tmp_path, data='full')
 
-def test_a_folder_that_is_not_there_is_never_replaced_by_the_sample(tmp_path):
-    fails('--data', '/nowhere', '--out', tmp_path, words=['/nowhere','not a folder'])
-    fails('--out', tmp_path, words=['/nowhere','$MINIAI_DATA'], MINIAI_DATA='/nowhere')
+def test_ensemble(quick, capsys):
+    args = quick | dict(recipe='copy25x2', model='base', seed=7)
+    main(**args)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert 'both together: validation accuracy' in last
+    name = lambda nm,seed: next(Path(quick['out']).glob(f'{nm}-base-2ep-seed{seed}-*'))/'result.json'
+    one,two,both = (json.loads(name(*o).read_text()) for o in (('copy25',7),('copy25',8),('copy25x2',7)))
+    assert list(both)==list(one) and (both['recipe'],both['seed'])==('copy25x2',7)
+    assert both['seconds']==round(one['seconds']+two['seconds'], 1) and one['loss']!=two['loss']
+    assert both['loss']<max(one['loss'], two['loss'])  # of a mean of probabilities, never above the mean of the losses
+    main(**args)
+    again = capsys.readouterr().out
+    assert again.count('is finished')==2 and again.splitlines()[-1]==last
+    with pytest.raises(ValueError, match='conv is not an ensemble: train_or_load opens it'): load_ensemble('conv')
+    with pytest.raises(ValueError, match='copy25x2 is an ensemble of copy25'): train_or_load('copy25x2')
 
-def test_unknown_recipe_and_option(tmp_path):
-    fails('--recipe', 'resnet999', '--out', tmp_path, words=["There is no recipe 'resnet999': choose from base, conv"])
-    fails('--recepi', 'conv', words=['--recepi','--recipe'])
-    fails('--epochs', 'five', words=['five'])
+@pytest.mark.full
+def test_full_data_is_found_and_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv('MINIAI_DATA', raising=False)
+    main(recipe='base', out=str(tmp_path), epochs=1, device='cpu')
+    assert '60,000 images to train on, 10,000 test images' in capsys.readouterr().out
+    r = json.loads((tmp_path/'base-1ep-seed42/result.json').read_text())
+    assert r['accuracy']>.7 and list(r)==KEYS and load_model(tmp_path/'base-1ep-seed42').vocab[1]=='Trouser'
 
-@pytest.mark.parametrize('args, words', [
-    (['--epochs',0], ['epochs is 0, it has to be 1 or more']), (['--batch-size',0], ['batch_size is 0']), (['--threads',-1], ['threads is -1']),
-    (['--lr',-.1], ['lr is -0.1']), (['--seed',-1], ['seed is -1']), (['--device','gpu'], ["device 'gpu' cannot be used here", 'choose cpu']),
-    (['--valid',4000], ['Cannot hold out 4000 of 4000'])], ids=lambda a: str(a[0]))
-def test_bad_numbers(tmp_path, args, words): fails(*args, '--data', 'sample', '--out', tmp_path, words=words)
+# ---- a run is what it was trained with
 
-def test_out_folder_that_cannot_be_written(tmp_path):
+def swap_labels(folder):
+    f = Path(folder)/'train-labels-idx1-ubyte.gz'
+    b = gzip.decompress(f.read_bytes())
+    f.write_bytes(gzip.compress(b[:8]+b[8:][::-1]))
+
+def test_other_data_of_equal_size_is_another_run(quick, capsys):
+    first = train_or_load(**quick)
+    swap_labels(quick['data'])
+    other = train_or_load(**quick)
+    assert other.run!=first.run
+    for k in 'data','loss': assert other.result[k]!=first.result[k]
+    assert capsys.readouterr().out.count('Training')==2
+
+def test_full_size_is_not_full_data(quick, monkeypatch):
+    "60,000 images of something else are never compared with the lesson"
+    x = torch.zeros(60_000,1,1,1, dtype=torch.uint8)
+    fake = {'train': (x, torch.zeros(60_000).long()), 'test': (x[:10], torch.zeros(10).long())}
+    r = miniai.recipes.get_recipe('conv')
+    d = miniai.recipes._identity(r, 42, 0, fake)
+    changes = miniai.recipes._changes(d, 60_000)
+    assert changes=={'images': 60_000} and '-data-' in miniai.recipes._run_name(d, changes)
+    assert miniai.recipes._lesson(dict(recipe='conv', model='conv', epochs=5, **changes))==''
+
+def test_an_edited_recipe_does_not_open_the_old_run(quick, monkeypatch):
+    train_or_load(**quick)
+    old = recipes['base']
+    monkeypatch.setitem(recipes, 'base', miniai.recipes.replace(old, kaiming=False))
+    before = {f.name: f.read_bytes() for f in run_of(quick['out']).iterdir()}
+    fails('cannot be opened: it was trained with kaiming True (now False)', '--restart', 'another out folder', **quick)
+    assert before=={f.name: f.read_bytes() for f in run_of(quick['out']).iterdir()}
+    main(**quick, restart=True)
+    main(**quick)
+
+class Dies(Callback):
+    order = 500
+    def before_batch(self, learn):
+        if learn.epoch==1: raise KeyboardInterrupt
+
+def stop_in_epoch_2(quick, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(miniai.recipes, '_DivergedCB', Dies)
+        fails('stopped', 'the same command', 'goes on after the last whole epoch', **quick)
+    return run_of(quick['out'])
+
+def test_a_stopped_run_goes_on_and_an_edited_one_does_not(quick, monkeypatch, capsys):
+    run = stop_in_epoch_2(quick, monkeypatch)
+    assert [f.name for f in run.iterdir()]==['checkpoint.pt']
+    with monkeypatch.context() as m:
+        m.setitem(recipes, 'base', miniai.recipes.replace(recipes['base'], kaiming=False))
+        fails('checkpoint.pt is from a fit with kaiming True (now False)', 'restart', **quick)
+    capsys.readouterr()
+    main(**quick)
+    assert 'going on with epoch 2 of 2' in capsys.readouterr().out and sorted(f.name for f in run.iterdir())==FILES
+
+# ---- mistakes
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(epochs=0), ['epochs is 0']), (dict(batch_size=0), ['batch_size is 0']), (dict(threads=-1), ['threads is -1']),
+    (dict(lr=-.1), ['lr is -0.1']), (dict(lr=float('nan')), ['lr is nan']), (dict(seed=-1), ['seed is -1']),
+    (dict(device='gpu'), ["device 'gpu' cannot be used here", 'choose cpu']), (dict(valid=4000), ['4000']),
+    (dict(model='resnet999'), ["There is no model 'resnet999': choose from base, conv"]),
+    (dict(recipe='resnet999'), ["There is no recipe 'resnet999': choose from base, conv"]),
+    (dict(data='/nowhere'), ['/nowhere'])], ids=lambda o: next(iter(o)) if isinstance(o, dict) else '')
+def test_bad_options(tmp_path, kwargs, words):
+    "One line each, nothing trained, and no folder left"
+    out = tmp_path/'new'/'out'
+    fails(*words, **dict(data='sample', out=str(out)) | kwargs)
+    assert not list(tmp_path.iterdir())
+
+def test_a_folder_that_is_not_there_is_never_replaced_by_the_sample(tmp_path, monkeypatch):
+    monkeypatch.setenv('MINIAI_DATA', '/nowhere')
+    fails('/nowhere', '$MINIAI_DATA', out=str(tmp_path))
+
+def test_out_folder_that_cannot_be_written(quick, tmp_path):
     f = tmp_path/'a file'
     f.write_text('')
-    fails('--data', 'sample', '--out', f, words=[f'The out folder {f} cannot be written', 'choose another'])
+    fails(f'{f}/', 'cannot be written', 'choose another out folder', **quick | dict(out=str(f)))
 
-@pytest.mark.parametrize('broken', ['model.pt','log.csv','history.png','mistakes.png','result.json'])
-def test_nothing_half_written_under_its_final_name(tmp_path, monkeypatch, broken):
-    import miniai.recipes as r
+def test_a_failed_run_leaves_no_empty_folders(quick, tmp_path, monkeypatch):
+    def boom(*args, **kwargs): raise ValueError('boom')
+    monkeypatch.setattr(miniai.recipes.Learner, 'fit', boom)
+    fails('boom', **quick | dict(out=str(tmp_path/'new'/'out')))
+    assert not (tmp_path/'new').exists()
+    (tmp_path/'mine').mkdir()
+    fails('boom', **quick | dict(out=str(tmp_path/'mine')))
+    assert (tmp_path/'mine').is_dir() and not list((tmp_path/'mine').iterdir())
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_diverged_run_says_so(quick):
+    fails('diverged', 'in epoch 1', 'Lower lr', **quick | dict(lr=1e38))
+    assert not Path(quick['out']).exists()
+
+def test_two_processes_on_one_run(quick, monkeypatch):
+    run = stop_in_epoch_2(quick, monkeypatch)
+    before = (run/'checkpoint.pt').read_bytes()
+    fd = os.open(run, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    fails('is being trained by another process', **quick)
+    assert [f.name for f in run.iterdir()]==['checkpoint.pt'] and (run/'checkpoint.pt').read_bytes()==before
+    os.close(fd)
+    main(**quick)
+
+# ---- damaged and unwritable files
+
+def empty(f): f.write_bytes(b'')
+def cut(f): f.write_bytes(f.read_bytes()[:-20])
+def flip(f):
+    b = bytearray(f.read_bytes())
+    b[len(b)//2] ^= 1
+    f.write_bytes(b)
+def foreign(f): torch.save({'weight': torch.ones(1)}, f)
+def link(f):
+    f.unlink()
+    f.symlink_to('/etc/passwd')
+def gone(f): f.unlink()
+def folder(f):
+    f.unlink()
+    f.mkdir()
+
+@pytest.mark.parametrize('damage', [empty, cut, flip, foreign, link, gone, folder])
+def test_a_damaged_model(quick, damage):
+    train_or_load(**quick)
+    run = run_of(quick['out'])
+    damage(run/'model.pt')
+    fails(str(run), 'cannot be opened', 'model.pt', '--restart', **quick)
+    if damage is folder: return
+    main(**quick, restart=True)
+    assert (run/'model.pt').is_file() and not (run/'model.pt').is_symlink() and load_model(run)
+
+@pytest.mark.parametrize('text', ['', '{', '{}', '[]', '3', '{"recipe": "base"}', '\udcff'])
+def test_a_damaged_line_of_results(quick, text):
+    train_or_load(**quick)
+    run = run_of(quick['out'])
+    (run/'result.json').write_bytes(text.encode(errors='surrogateescape'))
+    fails(str(run), 'cannot be opened', '--restart', **quick)
+
+@pytest.mark.parametrize('damage', [empty, cut, flip, foreign, link, folder])
+def test_a_damaged_checkpoint(quick, damage, monkeypatch):
+    f = stop_in_epoch_2(quick, monkeypatch)/'checkpoint.pt'
+    damage(f)
+    fails('checkpoint.pt', **quick)
+    if damage is folder: return
+    main(**quick, restart=True)
+    assert sorted(o.name for o in f.parent.iterdir())==FILES
+
+@pytest.mark.parametrize('broken', ['checkpoint.pt',*FILES])
+def test_nothing_half_written_under_its_final_name(quick, monkeypatch, broken):
+    "A full disk, met at any of the files: nothing is lost, and the same command goes on"
     replace = os.replace
     def failing(src, dst):
         if Path(dst).name==broken: raise OSError(28, 'No space left on device')
         replace(src, dst)
-    monkeypatch.setattr(r.os, 'replace', failing)
-    with pytest.raises(OSError, match='No space'): train_or_load('base', epochs=1, data='sample', out=tmp_path)
-    left = [f.name for f in (tmp_path/'base-1ep-seed42-sample').iterdir()]
+    with monkeypatch.context() as m:
+        m.setattr(os, 'replace', failing)
+        fails(f'{broken} cannot be written: No space left on device', **quick)
+    out = Path(quick['out'])
+    left = [f.name for f in run_of(out).iterdir()] if out.exists() else []
     assert broken not in left and set(left)<={*FILES,'checkpoint.pt'} and 'result.json' not in left
-    monkeypatch.undo()
-    train_or_load('base', epochs=1, data='sample', out=tmp_path)
-    assert sorted(f.name for f in (tmp_path/'base-1ep-seed42-sample').iterdir())==FILES
+    main(**quick)
+    assert sorted(f.name for f in run_of(out).iterdir())==FILES
 
-def test_help_names_every_option():
-    out = cmd('--help').stdout
-    for o in 'recipe epochs lr batch model seed device data valid threads out'.split(): assert f'--{o}' in out
+def test_planted_links_are_not_followed(quick, tmp_path, monkeypatch):
+    victim = tmp_path/'victim'
+    victim.write_text('precious')
+    run = stop_in_epoch_2(quick, monkeypatch)
+    for nm in [*FILES[:-1], *(f'.part-{os.getpid()}-{o}' for o in FILES)]: (run/nm).symlink_to(victim)
+    main(**quick)
+    assert victim.read_text()=='precious' and not any(f.is_symlink() for f in run.iterdir())
+    assert sorted(f.name for f in run.iterdir())==FILES
 
-def test_another_model(tmp_path):
-    res = cmd('--recipe', 'aug20', '--model', 'base', '--epochs', 1, '--data', 'sample', '--out', tmp_path)
-    assert res.stdout.startswith('aug20 with base, 1 epochs on cpu'), res.stderr
-    r = json.loads((tmp_path/'aug20-base-1ep-seed42-sample/result.json').read_text())
-    assert (r['recipe'],r['model'])==('aug20','base') and r['tta_accuracy'] is not None
-    assert type(load_model(tmp_path/'aug20-base-1ep-seed42-sample')) is type(models['base']())
-    fails('--model', 'resnet999', '--out', tmp_path, words=["There is no model 'resnet999': choose from base, conv"])
+def test_a_folder_that_vanishes_while_training(quick, monkeypatch):
+    class Vanish(Callback):
+        order = 500
+        def after_fit(self, learn): shutil.rmtree(quick['out'])
+    monkeypatch.setattr(miniai.recipes, '_DivergedCB', Vanish)
+    main(**quick)
+    assert {'model.pt','result.json'} <= {f.name for f in run_of(quick['out']).iterdir()}
 
-def test_ensemble(tmp_path):
-    args = '--recipe', 'copy25x2', '--model', 'base', '--epochs', 1, '--data', 'sample', '--seed', 7, '--out', tmp_path
-    res = cmd(*args)
-    assert res.returncode==0 and 'both together: validation accuracy' in res.stdout.splitlines()[-1], res.stderr
-    one,two,both = (json.loads((tmp_path/f'{nm}-base-1ep-seed{seed}-sample/result.json').read_text()) for nm,seed in (('copy25',7),('copy25',8),('copy25x2',7)))
-    assert list(both)==list(one) and (both['recipe'],both['seed'])==('copy25x2',7)
-    assert both['seconds']==round(one['seconds']+two['seconds'], 1) and one['loss']!=two['loss']
-    assert both['loss']<max(one['loss'], two['loss'])  # of a mean of probabilities, never above the mean of the losses
-    again = cmd(*args)
-    assert again.stdout.count('finished already')==2 and again.stdout.splitlines()[-1]==res.stdout.splitlines()[-1]
-    with pytest.raises(ValueError, match='conv is no ensemble: train_or_load opens it'): load_ensemble('conv', out=tmp_path)
+# ---- the commit, and the tables
 
-def test_another_model_is_no_other_run_and_is_told_with_the_lesson():
+def test_a_foreign_repository_is_not_ours(tmp_path, monkeypatch):
+    def git(*args):
+        who = '-c', 'user.name=x', '-c', 'user.email=x@y'
+        subprocess.run(['git', '-C', tmp_path, *who, *args], check=True, capture_output=True)
+    git('init')
+    git('commit', '--allow-empty', '-m', 'foreign')
+    (tmp_path/'site'/'miniai').mkdir(parents=True)
+    init = tmp_path/'site'/'miniai'/'__init__.py'
+    init.write_text('')
+    monkeypatch.setattr(miniai, '__file__', str(init))
+    assert miniai.recipes._commit()==f'v{miniai.__version__}'
+    git('add', '.')
+    git('commit', '-m', 'vendored')
+    assert len(miniai.recipes._commit())==12
+    init.write_text('1')
+    assert miniai.recipes._commit().endswith('-dirty')
+
+LINE = dict(recipe='aug20', model='wide', seed=0, epochs=20, accuracy=.9, tta_accuracy=.91, seconds=1800.4,
+            device='cpu')
+
+def test_lines_of_results_are_complete():
+    "The lines that ship have all keys of today but the digest, in their order"
+    for f in (Path(__file__).parent.parent/'results').glob('*.jsonl'):
+        for l in f.read_text().splitlines(): assert list(json.loads(l))[:len(KEYS)-1]==KEYS[:-1], f
+
+def test_results(tmp_path, capsys):
+    lines = LINE, LINE|dict(seed=1, accuracy=.91), LINE|dict(lr=.1)
+    (tmp_path/'a.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    df = load_results(tmp_path)
+    assert len(df)==2 and len(load_results(tmp_path, changed=True))==3
+    table = results_table(df, ['aug20','copy25x2'])
+    assert list(table.columns)=='epochs accuracy TTA seeds lesson seconds device'.split()
+    assert list(table.loc['aug20'])==[20,'0.9050 ± 0.0071','0.9100 ± 0.0000',2,'0.940',1800,'cpu']
+    assert list(table.loc['copy25x2'])==[25,'not run yet: miniai-train --recipe copy25x2','','','0.944','','']
+    assert list(results_table(load_results(tmp_path, changed=True)).index)==['aug20','aug20, lr 0.1']
+    others = pd.DataFrame([LINE|dict(model='model4'), LINE|dict(recipe='mine')])
+    assert list(results_table(others).lesson)==['0.940 with wide','']
+    assert list(results_table(pd.DataFrame([LINE|dict(tta_accuracy=None)])).TTA)==['']
+    none = load_results(tmp_path/'nothing')
+    assert 'There are no results in' in capsys.readouterr().out
+    assert len(results_table(none, list(recipes)))==len(recipes)
+
+def test_what_is_compared_with_the_lesson():
     from miniai.recipes import _lesson
-    line = dict(recipe='aug20', model='wide', epochs=20)
-    assert _lesson(line)=='0.940' and _lesson({**line, 'model': 'model4'})=='0.940 with wide'
-    assert _lesson({**line, 'epochs': 3})==_lesson({**line, 'lr': .1})==_lesson({**line, 'recipe': 'mine'})==''
+    assert _lesson(LINE)=='0.940' and _lesson({**LINE, 'model': 'model4'})=='0.940 with wide'
+    assert _lesson({**LINE, 'epochs': 3})==_lesson({**LINE, 'lr': .1})==_lesson({**LINE, 'recipe': 'mine'})==''

@@ -1,7 +1,9 @@
 "Reading Fashion-MNIST: sources, faults, and the two kinds of loaders"
-import gzip, pickle, time, pytest, numpy as np, torch
+import gzip, os, pickle, time, tracemalloc, zlib, pytest, numpy as np, torch
 import miniai.datasets as m
-from miniai.core import *
+from functools import partial
+from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler, default_collate
+from miniai.core import set_seed
 from miniai.datasets import *
 from conftest import FULL, idx_bytes
 
@@ -44,10 +46,67 @@ def test_empty_file(idx_folder):
     (b'\0\0\x0d\x03'+bytes(100), ['magic number is 0x00000d03', 'expected 0x00000803']),
     (b'\0\0\x08\x03'+bytes(5), ['header stops after 9 of 16']),
     (idx_bytes(np.zeros((40,28,28), np.uint8))[:-10], ['40×28×28 = 31360', 'holds 31350']),
-    (idx_bytes(np.zeros((40,28,28), np.uint8))+b'123', ['holds 31363'])], ids=['magic','header','short','long'])
+    (idx_bytes(np.zeros((40,28,28), np.uint8))+b'123', ['40×28×28 = 31360', 'holds more'])],
+    ids=['magic','header','short','long'])
 def test_payload(idx_folder, payload, words):
     (idx_folder/IMAGES).write_bytes(gzip.compress(payload))
-    refuses(idx_folder, IMAGES, *words)
+    refuses(idx_folder, str(idx_folder/IMAGES), *words)
+
+TEST_IMAGES = IMAGES.replace('train', 't10k')
+@pytest.mark.parametrize('name, shape', [(IMAGES,(40,32,32)), (IMAGES,(40,28,27)), (TEST_IMAGES,(20,14,56))])
+@pytest.mark.parametrize('f', [fashion_arrays, fashion_mnist, fashion_tensors])
+def test_size_of_images(idx_folder, name, shape, f):
+    (idx_folder/name).write_bytes(gzip.compress(idx_bytes(np.zeros(shape, np.uint8))))
+    refuses(idx_folder, str(idx_folder/name), f'{shape[1]}×{shape[2]}, not 28×28', f=f)
+
+def bomb(path, head, n):
+    "Write `head` and `n` MB of zeros"
+    z,mb = zlib.compressobj(wbits=31), bytes(2**20)
+    with open(path, 'wb') as f:
+        for o in [head, *[mb]*n]: f.write(z.compress(o))
+        f.write(z.flush())
+
+@pytest.mark.parametrize('images, words', [
+    (40, ['40×28×28 = 31360', 'holds more']), (2**32-1, ['more than a .gz file of this size can hold'])])
+def test_gzip_bomb(idx_folder, images, words):
+    "400 MB of zeros are not unpacked, whatever the header promises"
+    f = idx_folder/IMAGES
+    bomb(f, idx_bytes(np.zeros((0,28,28), np.uint8)).replace(bytes(4), images.to_bytes(4, 'big'), 1), 400)
+    assert f.stat().st_size<500_000
+    tracemalloc.start()
+    try:
+        refuses(idx_folder, str(f), *words)
+        assert tracemalloc.get_traced_memory()[1]<10e6
+    finally: tracemalloc.stop()
+
+def fifo(f): os.mkfifo(f)
+def loop(f): f.symlink_to(f)
+def dangling(f): f.symlink_to('nowhere')
+def socket_file(f):
+    import socket
+    os.chdir(f.parent) # the path of a socket has to be short
+    socket.socket(socket.AF_UNIX).bind(f.name)
+@pytest.mark.parametrize('make', [os.mkdir, fifo, loop, dangling, socket_file])
+@pytest.mark.parametrize('name', [IMAGES, LABELS])
+def test_not_a_file(idx_folder, make, name, monkeypatch):
+    "No hang on a pipe, and no error without the path"
+    monkeypatch.chdir(idx_folder)
+    f = idx_folder/name
+    f.unlink()
+    make(f)
+    refuses(idx_folder, str(f), 'not a regular file', exc=FileNotFoundError)
+    refuses(f, str(f), 'not a regular file', exc=FileNotFoundError, f=partial(load_idx, ndim=3))
+
+def test_the_folder_is_something_else(tmp_path):
+    for make in (fifo, loop, dangling, lambda f: f.write_text('')):
+        f = tmp_path/make.__name__.strip('<>')
+        make(f)
+        refuses(f, str(f), 'is not a folder', exc=FileNotFoundError)
+
+def test_read_error_names_the_path(idx_folder, monkeypatch):
+    def read(*args): raise OSError(5, 'Input/output error')
+    monkeypatch.setattr(gzip.GzipFile, 'read', read)
+    refuses(idx_folder, str(idx_folder/IMAGES), 'Input/output error')
 
 def test_label_out_of_range(idx_folder):
     y = np.zeros(40, np.uint8)
@@ -80,7 +139,8 @@ def test_no_data_anywhere(monkeypatch, tmp_path, f, offline):
     monkeypatch.setattr(huggingface_hub.get_session(), 'head', unreachable)
     waits = []
     monkeypatch.setattr(time, 'sleep', waits.append)
-    refuses(None, '$MINIAI_DATA (not set)', str(tmp_path/'nothing'), 'miniai/no-such-data-set', 'fashion_mnist(sample=True)', exc=FileNotFoundError, f=f)
+    refuses(None, '$MINIAI_DATA (not set)', str(tmp_path/'nothing'), 'miniai/no-such-data-set',
+            'fashion_mnist(sample=True)', exc=FileNotFoundError, f=f)
     assert not waits
     assert datasets.config.HF_HUB_OFFLINE==huggingface_hub.constants.HF_HUB_OFFLINE==(offline=='1')
 
@@ -97,7 +157,8 @@ def test_hub(monkeypatch, tmp_path):
 
 def test_sources_in_order(monkeypatch, idx_folder):
     monkeypatch.setenv('MINIAI_DATA', 'sample')
-    assert data_source().name=='sample' and data_source(idx_folder).folder==idx_folder and data_source('full').name!='sample'
+    assert data_source().name=='sample' and data_source('full').name!='sample'
+    assert data_source(idx_folder).folder==idx_folder
     monkeypatch.setenv('MINIAI_DATA', str(idx_folder))
     assert data_source().folder==data_source('full').folder==idx_folder
     assert data_source(sample=True).name=='sample'
@@ -121,62 +182,145 @@ def test_both_ways_give_the_same(drop_last):
     kw = dict(batch_size=300, seed=5, drop_last=drop_last)
     slow,fast = DataLoaders.from_dd(dd, **kw),DataLoaders.from_tensors(fashion_tensors(sample=True, device='cpu'), **kw)
     first = [y for _,y in fast.train]
-    assert len(first)==len(slow.train)==len(fast.train)==(13 if drop_last else 14) and sum(map(len, first))==(3900 if drop_last else 4000)
+    assert len(first)==len(slow.train)==len(fast.train)==(13 if drop_last else 14)
+    assert sum(map(len, first))==(3900 if drop_last else 4000)
     next(iter(slow.train))
     for (xs,ys),(xf,yf) in zip(slow.train, fast.train, strict=True): assert torch.equal(xs,xf) and torch.equal(ys,yf)
     assert not all(torch.equal(a,b) for a,b in zip(first, (y for _,y in fast.train)))
 
 @pytest.mark.parametrize('context', ['fork','spawn'])
 def test_workers_are_honoured(context):
-    dls = DataLoaders.from_dd({'train': rows(40), 'test': rows(10)}, 8, num_workers=2, seed=1, multiprocessing_context=context)
+    dd = {'train': rows(40), 'test': rows(10)}
+    dls = DataLoaders.from_dd(dd, 8, num_workers=2, seed=1, multiprocessing_context=context)
     assert dls.train.num_workers==2
-    alone = DataLoaders.from_dd({'train': rows(40), 'test': rows(10)}, 8, seed=1)
+    alone = DataLoaders.from_dd(dd, 8, seed=1)
     for a,b in zip(dls.train, alone.train, strict=True): assert torch.equal(a[0],b[0]) and torch.equal(a[1],b[1])
 
-def test_splits_by_name():
-    dls = DataLoaders.from_dd({'test': rows(3), 'validation': rows(2), 'train': rows(5)}, 1)
-    assert [len(o) for o in (dls.train,dls.valid,dls.test)]==[5,2,3]
-    dls = DataLoaders.from_dd({'test': rows(3), 'train': rows(5)}, 1)
-    assert (len(dls.valid), dls.test)==(3,None)
-    with pytest.raises(ValueError, match='one to three splits, got 4'): DataLoaders.from_dd({k: rows(1) for k in 'abcd'}, 1)
+def split(n): return torch.zeros(n,1), torch.zeros(n)
+ways = {'from_dd': lambda s,**kw: DataLoaders.from_dd({k: rows(n) for k,n in s.items()}, 1, **kw),
+        'from_tensors': lambda s,**kw: DataLoaders.from_tensors({k: split(n) for k,n in s.items()}, 1, **kw)}
 
-def test_picklable():
-    x,y = pickle.loads(pickle.dumps(CollateDict('image','label')))(rows(3))
+@pytest.mark.parametrize('way', ways)
+@pytest.mark.parametrize('splits, sizes', [
+    (dict(test=3, validation=2, train=5), (5,2,3)), (dict(train=5, val=2, test=3), (5,2,3)),
+    (dict(train=5, dev=2, test=3), (5,2,3)),
+    (dict(test=3, training=5), (5,3,None)), (dict(training=5, valid=2), (5,2,None)), (dict(train=5), (5,None,None)),
+    (dict(valid=2, test=3), (None,2,3)), (dict(test=3), (None,3,None))])
+def test_splits_by_name(way, splits, sizes):
+    dls = ways[way](splits)
+    assert tuple(o and len(o) for o in (dls.train,dls.valid,dls.test))==sizes
+    assert type(dls.valid and dls.valid.sampler) in (type(None), SequentialSampler)
+    assert dls.train is None or isinstance(dls.train.sampler, SeededSampler)
+
+@pytest.mark.parametrize('way', ways)
+def test_other_splits_are_refused(way):
+    for splits,msg in [
+        (dict(train=5, holdout=2), "'holdout' is not the name of a split"),
+        (dict(train=5, holdout=2), 'Use one of train, training, valid, val, validation, dev, test'),
+        (dict(a=1, b=1, c=1, d=1), "'a' is not the name of a split"),
+        (dict(train=5, training=5, test=2), "'training' is a second train split"),
+        (dict(train=5, val=2, dev=2), "'dev' is a second valid split"), ({}, 'Splits need names')]:
+        with pytest.raises(ValueError, match=msg): ways[way](splits)
+    with pytest.raises(ValueError, match='Splits need names.*got'): DataLoaders.from_dd(rows(3), 1)
+
+def order(dl): return torch.cat([y for _,y in dl]).tolist()
+
+def test_own_sampler():
+    dd = {'train': rows(9), 'valid': rows(4)}
+    dls = DataLoaders.from_dd(dd, 2, sampler=[8,1,1,3])
+    assert order(dls.train)==[8,1,1,3] and order(dls.valid)==[0,1,2,3]
+    dls = DataLoaders.from_dd(dd, 2, batch_sampler=BatchSampler([5,6,7], 3, False), drop_last=True)
+    assert [y.tolist() for _,y in dls.train]==[[5,6,7]] and [len(y) for _,y in dls.valid]==[2,2]
+    with pytest.raises(ValueError, match='exclusive'): DataLoaders.from_dd(dd, 2, sampler=[1], shuffle=True)
+
+def test_own_shuffle():
+    dd = {'train': rows(50), 'valid': rows(4)}
+    assert order(DataLoaders.from_dd(dd, 7, shuffle=False).train)==list(range(50))
+    def shuffled(**kw): return order(DataLoaders.from_dd(dd, 7, seed=1, **kw).train)
+    assert shuffled(shuffle=True)==shuffled()==shuffled(sampler=None, shuffle=None)!=list(range(50))
+
+def test_own_generator():
+    def gen(): return torch.Generator().manual_seed(3)
+    g,dd = gen(), {'train': rows(50), 'valid': rows(4)}
+    dls = DataLoaders.from_dd(dd, 7, generator=g)
+    assert dls.train.generator is dls.valid.generator is dls.train.sampler.generator is g
+    assert order(dls.train)==order(DataLoaders.from_dd(dd, 7, generator=gen(), seed=5).train)!=order(dls.train)
+
+def test_own_collate_fn():
+    dls = DataLoaders.from_dd({'train': rows(4), 'valid': [object()]*2}, 2, collate_fn=len, pin_memory_device='')
+    assert list(dls.train)==[2,2] and list(dls.valid)==[2]
+
+def test_rows_that_are_tuples():
+    xb,yb = next(iter(DataLoaders.from_dd({'valid': [(torch.zeros(2), i) for i in range(3)]}, 3).valid))
+    assert xb.shape==(3,2) and yb.tolist()==[0,1,2]
+
+@pytest.mark.parametrize('bs', [np.int64(2), np.uint8(2)])
+def test_numpy_integers(bs):
+    for dls in (DataLoaders.from_dd({'train': rows(5)}, bs, seed=np.int64(1)),
+                DataLoaders.from_tensors({'train': split(5)}, bs, seed=np.int64(1))):
+        assert len(dls.train)==3 and [len(y) for _,y in dls.train]==[2,2,1]
+
+def test_vocab():
+    from datasets import ClassLabel, Dataset, Features, Value
+    features = dict(image=Value('int64'), label=ClassLabel(names=['cat','dog']), breed=ClassLabel(names=['a','b','c']))
+    ds = Dataset.from_dict(dict(image=[1,2], label=[0,1], breed=[0,2]), features=Features(features))
+    for dd in ({'train': ds, 'test': ds}, {'val': ds}, {'train': rows(2), 'test': ds}):
+        assert DataLoaders.from_dd(dd, 1).vocab==['cat','dog']
+    assert DataLoaders.from_dd({'train': ds}, 1, vocab=['x','y']).vocab==['x','y']
+    assert fashion_mnist(sample=True)['train'].features['label'].names==class_names
+    assert ways['from_tensors']({'train': 2}, vocab=class_names).vocab is class_names
+    assert [f({'train': 2}).vocab for f in ways.values()]==[None,None] and DataLoaders(None).vocab is None
+
+@inplace
+def double(b):
+    "Twice the labels"
+    b['label'] = [2*o for o in b['label']]
+
+def test_inplace():
+    b = {'label': [1,2]}
+    assert double(b) is b and b=={'label': [2,4]} and double.__name__=='double' and double.__doc__=='Twice the labels'
+    assert pickle.loads(pickle.dumps(double)) is double
+    dd = fashion_mnist(sample=True).with_transform(double)
+    assert [o['label'] for o in dd['test'].select(range(3))]==[2*o for o in fashion_arrays(sample=True)['test'][1][:3]]
+
+def test_collate_functions():
+    f = pickle.loads(pickle.dumps(collate_dict(rows(3))))
+    x,y = f(rows(3))
     assert x.shape==(3,1,2,2) and y.tolist()==[0,1,2]
+    assert collate_dict(fashion_mnist(sample=True)['test']).keys==('image','label')
+    b = pickle.loads(pickle.dumps(partial(collate_device, device='meta')))(rows(3))
+    assert b['image'].device.type==b['label'].device.type=='meta' and collate_device(rows(3))['label'].tolist()==[0,1,2]
+
+def test_get_dls():
+    train,valid = get_dls(rows(50), rows(9), bs=4, collate_fn=collate_dict(rows(1)))
+    assert order(train)!=sorted(order(train))==list(range(50)) and [len(y) for _,y in valid]==[8,1]
+    assert DataLoaders(*get_dls(rows(2), rows(2), 1)).valid.batch_size==2
 
 def test_seed_governs_the_order():
-    def order():
-        set_seed(3)
-        return torch.cat([y for _,y in DataLoaders.from_tensors({'train': (torch.zeros(50,1), torch.arange(50))}, 7).train])
-    assert torch.equal(order(), order())
+    def shuffled(seed):
+        set_seed(seed)
+        return order(DataLoaders.from_tensors({'train': (torch.zeros(50,1), torch.arange(50))}, 7).train)
+    assert shuffled(3)==shuffled(3)!=shuffled(4)
 
 def test_loading_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
-    for dls in DataLoaders.from_dd({'train': rows(9)}, 2, seed=0), DataLoaders.from_tensors({'train': (torch.zeros(9,1), torch.zeros(9))}, 2, seed=0): list(dls.train)
+    for f in ways.values(): list(f({'train': 9}, seed=0).train)
     assert torch.equal(state, torch.get_rng_state())
 
 @pytest.mark.parametrize('bs', [0, -1, 2.5, None])
 def test_batch_size(bs):
-    for f in (lambda: DataLoaders.from_dd({'train': rows(4)}, bs), lambda: DataLoaders.from_tensors({'train': (torch.zeros(4,1), torch.zeros(4))}, bs)):
-        with pytest.raises(ValueError, match=f'batch_size is {bs}, it has to be a whole number of at least 1'): f()
+    for f,ds in (DataLoaders.from_dd, rows(4)), (DataLoaders.from_tensors, split(4)):
+        with pytest.raises(ValueError, match=f'batch_size is {bs}, it must be a whole number of at least 1'):
+            f({'train': ds}, bs)
 
 def test_small_faults():
     splits = fashion_tensors(sample=True, device='cpu')
     for n in (0, 4000):
         with pytest.raises(ValueError, match=f'Cannot hold out {n} of 4000'): hold_out(splits, n)
     with pytest.raises(ValueError, match='3 inputs but 2 targets'): TensorLoader(torch.zeros(3,1), torch.zeros(2), 1)
-    with pytest.raises(ValueError, match='seed is -1'): set_seed(-1)
     with pytest.raises(TypeError, match='float'): pixel_stats(torch.zeros(3))
-    with pytest.raises(ValueError, match='show_images'): show_image(torch.zeros(2,1,3,3))
-    with pytest.raises(ValueError, match='do not fit on 1×2'): get_grid(3, 1, 2)
 
 def test_hold_out_splits_without_overlap():
     x = torch.arange(100).reshape(100,1)
     s = hold_out({'train': (x,x[:,0]), 'test': (x,x)}, 30)
     assert sorted(torch.cat([s['train'][1], s['valid'][1]]).tolist())==list(range(100)) and len(s['valid'][0])==30
-
-def test_nested_devices():
-    from collections import namedtuple
-    P = namedtuple('P', 'a b')
-    b = to_device({'p': P(torch.ones(1), 'x'), 'l': [torch.ones(2)]}, 'meta')
-    assert isinstance(b['p'], P) and b['p'].a.device.type==b['l'][0].device.type=='meta' and b['p'].b=='x'

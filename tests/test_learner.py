@@ -1,5 +1,5 @@
 "The Learner's contract"
-import gc, subprocess, sys, weakref, pytest, torch, torch.nn.functional as F
+import gc, os, subprocess, sys, weakref, pytest, torch, torch.nn.functional as F
 from functools import partial
 from torch import nn, optim
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -8,28 +8,7 @@ from miniai.datasets import *
 from miniai.init import BatchTransformCB
 from miniai.learner import *
 from miniai.sgd import BatchSchedCB, EpochSchedCB
-from conftest import toy_dls, toy_model
-
-EVENTS = [f'{when}_{what}' for what in ('fit','epoch','batch') for when in ('before','after','cleanup')] + [
-    'predict','after_predict','get_loss','after_loss','backward','after_backward','step','after_step','zero_grad']
-
-class Log(Callback):
-    "Writes down every event"
-    def __init__(self): self.seen = []
-    def __getattr__(self, k):
-        if k in EVENTS: return lambda learn: self.seen.append(k)
-        raise AttributeError(k)
-
-class Raises(Callback):
-    def __init__(self, event, exc, at=0, order=0): self.event,self.exc,self.at,self.order,self.n = event,exc,at,order,0
-    def __getattr__(self, k):
-        if k!=self.__dict__.get('event'): raise AttributeError(k)
-        return self._raise
-    def _raise(self, learn):
-        self.n += 1
-        if self.n>self.at: raise self.exc
-
-def toy(cls=TrainLearner, cbs=None, **kwargs): return cls(toy_model(), toy_dls(), F.cross_entropy, lr=.1, cbs=cbs, **kwargs)
+from conftest import EVENTS, Log, Raises, X, Y, toy, toy_dls
 
 def test_data_flow():
     log = Log()
@@ -253,8 +232,6 @@ class Named(nn.Module):
         self.lin = nn.Linear(4, 3)
     def forward(self, pixels, scale=None): return self.lin(pixels if scale is None else pixels*scale)
 
-X,Y = torch.randn(16,4),torch.arange(16)%3
-
 @pytest.mark.parametrize('batch, n_inp, model, loss', [
     ((X,Y), 1, Named, F.cross_entropy),
     ([X,X,Y], 2, Named, F.cross_entropy),
@@ -311,11 +288,11 @@ def test_plain_lines(capsys):
 def test_terminal():
     "In a real pseudo-terminal: a bar that is gone at the end, and one line for each epoch"
     pty = pytest.importorskip('pty')
-    code = ('import fcntl, struct, sys, termios; sys.path.insert(0,"tests")\n'
+    code = ('import fcntl, struct, sys, termios; sys.path.insert(0, sys.argv[1])\n'
             'fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))\nfrom test_learner import *\n'
             'toy(cbs=[MetricsCB(Accuracy()), ProgressCB(every=0)]).fit(2)')
     out = []
-    pty.spawn([sys.executable, '-c', code], lambda fd: out.append(__import__('os').read(fd, 4096)) or out[-1])
+    pty.spawn([sys.executable, '-c', code, os.path.dirname(__file__)], lambda fd: out.append(os.read(fd, 4096)) or out[-1])
     text = b''.join(out).decode()
     assert 'epoch 2/2, training, loss' in text and text.count('valid loss')==2
 

@@ -4,51 +4,7 @@ from functools import partial
 from torch import nn, optim
 from miniai.learner import *
 from miniai.sgd import BatchSchedCB
-from conftest import toy_dls, toy_model
-from test_learner import EVENTS, Raises, X, Y
-
-def two_groups(params, lr):
-    params = list(params)
-    return optim.AdamW([{'params': params[:2], 'lr': lr/10}, {'params': params[2:]}], lr)
-
-def learner(train=1, opt_func=two_groups):
-    "A learner that has trained, with gradients on some parameters, a frozen norm and a user's own schedule"
-    sched = BatchSchedCB(partial(optim.lr_scheduler.OneCycleLR, max_lr=.1, total_steps=4*max(train,1), cycle_momentum=False))
-    learn = TrainLearner(toy_model(), toy_dls(), F.cross_entropy, .1, cbs=[MetricsCB(Accuracy()), ProgressCB(mode='lines'), sched], opt_func=opt_func)
-    if train: learn.fit(train)
-    learn.model[5].eval()
-    learn.model[0].weight.requires_grad_(False)
-    learn.model[4].weight.grad = torch.ones_like(learn.model[4].weight)
-    return learn
-
-def state(learn):
-    "All that has to stay, as plain comparable bytes"
-    b = lambda t: None if t is None else (t.dtype, t.detach().clone().numpy().tobytes())
-    m,o = learn.model,learn.opt
-    return dict(
-        ids=[id(t) for t in [*m.parameters(), *m.buffers()]], values=[b(t) for t in [*m.parameters(), *m.buffers()]],
-        grads=[b(p.grad) for p in m.parameters()], requires=[p.requires_grad for p in m.parameters()],
-        modes=[o.training for o in m.modules()], opt=id(o),
-        groups=o and [{k: v for k,v in g.items() if k!='params'} for g in o.param_groups], group_params=o and [[id(p) for p in g['params']] for g in o.param_groups],
-        opt_state=o and {id(p): {k: b(v) for k,v in s.items()} for p,s in o.state.items()},
-        torch=torch.get_rng_state().tolist(), numpy=str(np.random.get_state()), python=random.getstate(),
-        order=learn.dls.train.sampler.generator.get_state().tolist(), cbs=[id(c) for c in learn.cbs], logger=id(learn.logger),
-        history=[dict(r) for r in learn.metrics.history] if hasattr(learn, 'metrics') else None)
-
-class Meddles(Callback):
-    "Does what a careless callback might: draws random numbers, moves weights, buffers, modes, gradients and the optimizer"
-    order = 50
-    def after_batch(self, learn):
-        random.random(), np.random.rand(), torch.rand(1)
-        with torch.no_grad():
-            for p in learn.model.parameters(): p.add_(1e-3)
-        learn.model.scratch.add_(1)
-        learn.model[1]._buffers['running_mean'] = torch.ones(6)
-        learn.model[5].train()
-        for p in learn.model.parameters(): p.grad = torch.zeros_like(p)
-        if learn.opt:
-            for g in learn.opt.param_groups: g |= {'weight_decay': .5, 'new': 1}
-            learn.opt.state.clear()
+from conftest import EVENTS, Meddles, Raises, check, learner, toy_dls
 
 def looks(): return {'evaluation': lambda l,cbs: l.fit(1, train=False, cbs=cbs), 'lr_find': lr_find_with}
 
@@ -56,14 +12,6 @@ def lr_find_with(learn, cbs):
     learn.cbs += cbs
     try: learn.lr_find(show=False)
     finally: del learn.cbs[len(learn.cbs)-len(cbs):]
-
-def check(learn, f, skip=()):
-    before = state(learn)
-    try: f()
-    finally:
-        after = state(learn)
-        for k in before:
-            if k not in skip: assert before[k]==after[k], k
 
 @pytest.mark.parametrize('look', looks())
 @pytest.mark.parametrize('trained', [0,1])

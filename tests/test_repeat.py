@@ -9,12 +9,12 @@ class Losses(Callback):
     def __init__(self): self.seen = []
     def after_loss(self, learn): self.seen.append(learn.loss.item().hex())
 
-def losses(workers=0, cbs=()):
+def losses(workers=0, cbs=(), seed=7):
     "Two epochs on 512 images, read the lesson's way"
     dd = fashion_mnist(sample=True)
     dd = {k: d.select(range(n)).with_transform(tensor_images) for (k,d),n in zip(dd.items(), (512,128))}
-    dls = DataLoaders.from_dd(dd, 64, num_workers=workers, seed=7)
-    set_seed(7)
+    dls = DataLoaders.from_dd(dd, 64, num_workers=workers, seed=seed)
+    set_seed(seed)
     model,log = nn.Sequential(nn.Flatten(), nn.Linear(784,32), nn.ReLU(), nn.Dropout(.2), nn.Linear(32,10)),Losses()
     TrainLearner(model, dls, F.cross_entropy, lr=.2, cbs=[DeviceCB('cpu'), log, *cbs]).fit(2)
     return log.seen
@@ -24,22 +24,33 @@ def plain(): return losses()
 
 def test_other_seeds_differ(plain):
     assert len(plain)==2*(8+2) and len(set(plain))==len(plain)
+    for seed in 8,9:
+        other = losses(seed=seed)
+        assert len(other)==len(plain) and not set(other) & set(plain)
 
 def test_again(plain): assert losses()==plain
 def test_two_workers(plain): assert losses(workers=2)==plain
-def test_metrics_and_progress(plain): assert losses(cbs=[MetricsCB(Accuracy()), ProgressCB(mode='lines', every=0)])==plain
+def test_metrics_and_progress(plain):
+    assert losses(cbs=[MetricsCB(Accuracy()), ProgressCB(mode='lines', every=0)])==plain
 
-CODE = "import sys; sys.path.insert(0, {here!r})\nfrom test_repeat import *\ncbs = [MetricsCB(Accuracy()), ProgressCB(plot=True, every=0)]\nprint('|'+' '.join(losses(cbs=cbs))+'|')"
+CODE = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_repeat import *
+cbs = [MetricsCB(Accuracy()), ProgressCB(plot=True, every=0)]
+print('|'+' '.join(losses(cbs=cbs))+'|')
+"""
 
 def test_in_a_script(plain):
-    out = subprocess.run([sys.executable, '-c', CODE.format(here=os.path.dirname(__file__))], capture_output=True, text=True, check=True).stdout
-    assert out.split('|')[1].split()==plain
+    res = subprocess.run([sys.executable, '-c', CODE], capture_output=True, text=True, check=True)
+    assert res.stdout.split('|')[1].split()==plain
 
 def test_in_a_notebook(plain):
     nbformat,nbclient = pytest.importorskip('nbformat'),pytest.importorskip('nbclient')
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE.format(here=os.path.dirname(__file__)))])
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE)])
     nbclient.NotebookClient(nb, timeout=120, kernel_name='python3').execute()
     outs = nb.cells[0].outputs
     text = ''.join(o.text for o in outs if o.output_type=='stream')
     assert text.split('|')[1].split()==plain
-    assert any('image/png' in o.get('data', {}) for o in outs) and any('<table>' in o.get('data', {}).get('text/html', '') for o in outs)
+    data = [o.get('data', {}) for o in outs]
+    assert any('image/png' in d for d in data) and any('<table' in d.get('text/html', '') for d in data)

@@ -12,7 +12,8 @@ def write_idx(path, a):
 
 def balanced(labels, per_class, rng):
     "Indices of `per_class` random items of each class, shuffled"
-    return rng.permutation(np.concatenate([rng.choice(np.flatnonzero(labels==c), per_class, replace=False) for c in range(10)]))
+    idx = [rng.choice(np.flatnonzero(labels==c), per_class, replace=False) for c in range(10)]
+    return rng.permutation(np.concatenate(idx))
 
 @call_parse
 def main(
