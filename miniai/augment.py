@@ -128,7 +128,7 @@ class AltFlipCB(Callback):
         return (bits*torch.randint(2**62, bits.shape[1:], generator=gen).to(x.device)).sum(1)>>40 & 1 == 1
     def before_batch(self, learn):
         if not learn.training: return
-        _check(x := learn.batch[0])
+        _check(x := _first(learn.batch))
         flip = self.half(x)^(learn.epoch%2==1)
         learn.batch = tfm_batch(learn.batch, lambda x: torch.where(flip[:,None,None,None], x.flip(-1), x))
 
@@ -232,14 +232,15 @@ class CutMixCB(Callback):
         self.alpha,self.per_image,self.kept = alpha,per_image,None
     def before_batch(self, learn):
         if not learn.training: return
-        x,y = learn.batch
-        x,self.idx,self.lam = cutmix(x, self.alpha, self.per_image)
-        learn.batch = x,y
+        x,self.idx,self.lam = cutmix(_first(learn.batch), self.alpha, self.per_image)
+        learn.batch = tfm_batch(learn.batch, lambda _: x)
     def after_predict(self, learn):
         if not learn.training: return
-        self.kept = x,y = learn.batch
-        lam,hot = self.lam[:,None],F.one_hot(y, learn.preds.shape[1])
-        learn.batch = x, lam*hot+(1-lam)*hot[self.idx]
+        self.kept,lam = learn.batch,self.lam[:,None]
+        def soft(y):
+            hot = F.one_hot(y, learn.preds.shape[1])
+            return lam*hot+(1-lam)*hot[self.idx]
+        learn.batch = tfm_batch(self.kept, tfm_y=soft)
     def after_loss(self, learn):
         if self.kept is not None: learn.batch,self.kept = self.kept,None
     cleanup_batch = after_loss
@@ -283,26 +284,27 @@ class TTACB(Callback):
     "Validates with the mean prediction over several views of each batch"
     order = 1000
     def __init__(self,
-        views, # Functions of the inputs, each keeping the number of rows
+        views, # Functions of the inputs, each keeping the number of rows; or pairs, with its inverse for masks
         probs=True # Average probabilities, not scores? Classes are in dimension 1
     ):
-        self.views,self.probs,self.plain = list(views),probs,None
+        self.views = [v if isinstance(v, tuple) else (v, fc.noop) for v in views]
+        self.probs,self.plain = probs,None
         if not self.views: raise ValueError('views is empty: give at least one function, for example fc.noop.')
     def _show(self, learn, view):
         learn.batch = tfm_batch(self.plain, view)
-        n,nv = len(self.plain[0]),len(learn.batch[0])
+        n,nv = len(_first(self.plain)),len(_first(learn.batch))
         if nv!=n: raise ValueError(f'The view {view} made {nv} rows of {n}: it has to keep their number.')
     def before_batch(self, learn):
         if learn.training: return
         self.plain = learn.batch
-        self._show(learn, self.views[0])
+        self._show(learn, self.views[0][0])
     def after_predict(self, learn):
         if learn.training: return
-        preds = [learn.preds]
-        for view in self.views[1:]:
+        preds = [self.views[0][1](learn.preds)]
+        for view,inverse in self.views[1:]:
             self._show(learn, view)
             learn.predict()
-            preds.append(learn.preds)
+            preds.append(inverse(learn.preds))
         if self.probs: preds = [p.log_softmax(1) for p in preds]
         preds = torch.stack(preds)
         learn.preds = preds.logsumexp(0)-math.log(len(preds)) if self.probs else preds.mean(0)
@@ -312,7 +314,7 @@ class TTACB(Callback):
 
 @fc.patch
 def tta(self:Learner,
-    views=(fc.noop, RandFlip(p=1.)), # Functions of the inputs, each keeping the number of rows
+    views=(fc.noop, RandFlip(p=1.)), # As in `TTACB`
     probs=True, # Average probabilities, not scores?
     cbs=None, # Further callbacks
     dl=None # Loader; None takes the one for validation
