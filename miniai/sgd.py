@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['anneals', 'cos_anneal', 'lin_anneal', 'Schedule', 'CosineAnnealing', 'OneCycle', 'BaseSchedCB', 'BatchSchedCB',
-           'EpochSchedCB', 'HasLearnCB', 'RecorderCB', 'pg', 'group_lr', 'group_mom']
+           'EpochSchedCB', 'pg', 'group_lr', 'group_mom', 'RecorderCB', 'HasLearnCB']
 
 # %% ../nbs/12_sgd.ipynb #195c0b74
 import math, torch, fastcore.all as fc
@@ -141,14 +141,19 @@ class EpochSchedCB(BaseSchedCB):
     "Steps a scheduler after each training epoch"
     def after_epoch(self, learn): self._step(learn)
 
-# %% ../nbs/12_sgd.ipynb #e7ffb6d2
-class HasLearnCB(Callback):
-    "Has the learner as `self.learn` while a fit runs, and lets go of it at the end"
-    learn = dry = None
-    def before_fit(self, learn):
-        if self.learn is None: self.learn,self.dry = learn,learn.dry_run
-    def cleanup_fit(self, learn):
-        if learn.dry_run==self.dry: self.learn = None
+# %% ../nbs/12_sgd.ipynb #aaaa0001
+@fc.patch(as_prop=True)
+def pg(self:Learner): return _groups(self.opt)[0]
+
+def group_lr(learn, i=0):
+    "Learning rate of parameter group `i`"
+    return _groups(learn.opt)[i]['lr']
+
+def group_mom(learn, i=0):
+    "Momentum of parameter group `i`, in Adam the first of its betas"
+    g,key = _groups(learn.opt)[i],_mom_key(learn.opt)
+    if not key: raise ValueError(f'{type(learn.opt).__name__} has neither momentum nor betas: do not record momentum.')
+    return g[key][0] if key=='betas' else g[key]
 
 # %% ../nbs/12_sgd.ipynb #e754da67
 class RecorderCB(Callback):
@@ -175,16 +180,11 @@ class RecorderCB(Callback):
             ax.set(title=label[0].upper()+label[1:], xlabel='training batch', ylabel=label)
         return fig
 
-# %% ../nbs/12_sgd.ipynb #aaaa0001
-@fc.patch(as_prop=True)
-def pg(self:Learner): return _groups(self.opt)[0]
-
-def group_lr(learn, i=0):
-    "Learning rate of parameter group `i`"
-    return _groups(learn.opt)[i]['lr']
-
-def group_mom(learn, i=0):
-    "Momentum of parameter group `i`, in Adam the first of its betas"
-    g,key = _groups(learn.opt)[i],_mom_key(learn.opt)
-    if not key: raise ValueError(f'{type(learn.opt).__name__} has neither momentum nor betas: do not record momentum.')
-    return g[key][0] if key=='betas' else g[key]
+# %% ../nbs/12_sgd.ipynb #e7ffb6d2
+class HasLearnCB(Callback):
+    "Has the learner as `self.learn` while a fit runs, and lets go of it at the end"
+    learn = dry = None
+    def before_fit(self, learn):
+        if self.learn is None: self.learn,self.dry = learn,learn.dry_run
+    def cleanup_fit(self, learn):
+        if learn.dry_run==self.dry: self.learn = None
