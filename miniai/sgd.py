@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['anneals', 'cos_anneal', 'lin_anneal', 'Schedule', 'CosineAnnealing', 'OneCycle', 'BaseSchedCB', 'BatchSchedCB',
-           'EpochSchedCB', 'HasLearnCB', 'pg', 'group_lr', 'group_mom', 'RecorderCB']
+           'EpochSchedCB', 'pg', 'group_lr', 'group_mom', 'RecorderCB', 'HasLearnCB']
 
 # %% ../nbs/12_sgd.ipynb #195c0b74
 import math, torch, fastcore.all as fc
@@ -141,15 +141,6 @@ class EpochSchedCB(BaseSchedCB):
     "Steps a scheduler after each training epoch"
     def after_epoch(self, learn): self._step(learn)
 
-# %% ../nbs/12_sgd.ipynb #e7ffb6d2
-class HasLearnCB(Callback):
-    "Has the learner as `self.learn` while a fit runs, and lets go of it at the end"
-    learn = dry = None
-    def before_fit(self, learn):
-        if self.learn is None: self.learn,self.dry = learn,learn.dry_run
-    def cleanup_fit(self, learn):
-        if learn.dry_run==self.dry: self.learn = None
-
 # %% ../nbs/12_sgd.ipynb #aaaa0001
 @fc.patch(as_prop=True)
 def pg(self:Learner): return _groups(self.opt)[0]
@@ -188,3 +179,12 @@ class RecorderCB(Callback):
             ax.plot(torch.stack(vals).cpu() if isinstance(vals[0], torch.Tensor) else vals)
             ax.set(title=label[0].upper()+label[1:], xlabel='training batch', ylabel=label)
         return fig
+
+# %% ../nbs/12_sgd.ipynb #e7ffb6d2
+class HasLearnCB(Callback):
+    "Has the learner as `self.learn` while a fit runs, and lets go of it at the end"
+    learn = dry = None
+    def before_fit(self, learn):
+        if self.learn is None: self.learn,self.dry = learn,learn.dry_run
+    def cleanup_fit(self, learn):
+        if learn.dry_run==self.dry: self.learn = None

@@ -114,6 +114,7 @@ def test_success(how):
     assert n_hooks(learn.model)==0
     if 'epochs' not in how: assert sees.n==(0 if how=='lr_find' else 8)
 
+@pytest.mark.filterwarnings('ignore:.*is never called, as TrainLearner has its own')
 @pytest.mark.parametrize('event', EVENTS)
 @pytest.mark.parametrize('exc', ENDS)
 @pytest.mark.parametrize('order', [-10, 10])
