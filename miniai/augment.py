@@ -305,7 +305,7 @@ class TTACB(Callback):
             self._show(learn, view)
             learn.predict()
             preds.append(inverse(learn.preds))
-        if self.probs: preds = [p.log_softmax(1) for p in preds]
+        if self.probs: preds = [p.to(torch.promote_types(p.dtype, torch.float)).log_softmax(1) for p in preds]
         preds = torch.stack(preds)
         learn.preds = preds.logsumexp(0)-math.log(len(preds)) if self.probs else preds.mean(0)
         self.cleanup_batch(learn)
