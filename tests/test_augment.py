@@ -13,8 +13,10 @@ from conftest import toy_dls, toy_model
 from test_no_trace import check, learner, Meddles
 from test_learner import EVENTS, Raises
 
-TFMS = {'crop': RandCrop(2), 'crop each': RandCrop(2, per_image=True), 'flip': RandFlip(), 'flip each': RandFlip(per_image=True),
-        'erase': RandErase(), 'erase each': RandErase(per_image=True), 'copy': RandCopy(), 'copy each': RandCopy(per_image=True),
+TFMS = {'crop': RandCrop(2), 'crop each': RandCrop(2, per_image=True),
+        'flip': RandFlip(), 'flip each': RandFlip(per_image=True),
+        'erase': RandErase(), 'erase each': RandErase(per_image=True),
+        'copy': RandCopy(), 'copy each': RandCopy(per_image=True),
         'cutmix': lambda x: cutmix(x)[0], 'cutmix each': lambda x: cutmix(x, per_image=True)[0]}
 SHAPES = [(5,1,28,28), (1,3,9,14), (7,2,1,1)]
 
@@ -51,8 +53,9 @@ def test_same_seed_same_batch(nm):
 
 @pytest.mark.parametrize('nm', ['crop', 'flip', 'erase', 'copy', 'cutmix'])
 def test_one_draw_for_the_batch_or_one_for_each_image(nm):
-    "Images that are alike stay alike, unless each has a draw of its own; erasing's noise is new for each image, so places count there"
-    x = images((1,1,28,28)).expand(64,-1,-1,-1) if nm!='cutmix' else torch.arange(64.)[:,None,None,None].expand(-1,1,28,28)
+    "Alike images stay alike unless each has its own draw; erasing's noise is new for each image, so places count there"
+    if nm=='cutmix': x = torch.arange(64.)[:,None,None,None].expand(-1,1,28,28)
+    else: x = images((1,1,28,28)).expand(64,-1,-1,-1)
     where = lambda y: y!=x if nm in ('erase','cutmix') else y
     all_same = lambda nm: [same_for_all(where(TFMS[nm](x))) for _ in range(8)]
     set_seed(0)
@@ -153,7 +156,8 @@ def test_areas_of_cutmix_match_its_lambdas(per_image, alpha, hw):
         y,idx,lam = cutmix(x, alpha, per_image)
         own,other = (y==x).float().mean((1,2,3)),(y==x[idx]).float().mean((1,2,3))
         moved = idx!=torch.arange(50)
-        assert torch.allclose(own[moved], lam[moved], atol=1e-6) and torch.allclose(other[moved], 1-lam[moved], atol=1e-6)
+        assert torch.allclose(own[moved], lam[moved], atol=1e-6)
+        assert torch.allclose(other[moved], 1-lam[moved], atol=1e-6)
         assert sorted(idx.tolist())==list(range(50)) and lam.shape==(50,) and lam.min()>=0 and lam.max()<=1
 
 def test_cutmix_shares_follow_the_beta_distribution():
@@ -168,13 +172,17 @@ def test_box_mask():
 
 @pytest.mark.parametrize('f, err, msg', [
     (lambda x: RandCrop(1, size=(31,28))(x), ValueError, 'Cannot crop 31×28 out of 28×28 with padding 1'),
-    (lambda x: RandCrop(-1)(x), ValueError, 'padding -1'), (lambda x: RandCrop(0, size=(0,4))(x), ValueError, 'Cannot crop 0×4'),
+    (lambda x: RandCrop(-1)(x), ValueError, 'padding -1'),
+    (lambda x: RandCrop(0, size=(0,4))(x), ValueError, 'Cannot crop 0×4'),
     (lambda x: RandFlip(1.5), ValueError, 'p is 1.5'),
-    *[(lambda x,f=f,p=p: f(x, p), ValueError, f'pct is {p}') for f in (rand_erase, rand_copy) for p in (0, -.1, 1.01, float('nan'))],
+    *[(lambda x,f=f,p=p: f(x, p), ValueError, f'pct is {p}')
+      for f in (rand_erase, rand_copy) for p in (0, -.1, 1.01, float('nan'))],
     *[(lambda x,f=f,p=p: f(p), ValueError, f'pct is {p}') for f in (RandErase, RandCopy) for p in (0, 2)],
-    *[(lambda x,f=f,n=n: f(x, .2, n), ValueError, f'max_num is {n}') for f in (rand_erase, rand_copy) for n in (-1, 1.5)],
+    *[(lambda x,f=f,n=n: f(x, .2, n), ValueError, f'max_num is {n}')
+      for f in (rand_erase, rand_copy) for n in (-1, 1.5)],
     *[(lambda x,f=f: f(max_num=-1), ValueError, 'max_num is -1') for f in (RandErase, RandCopy)],
-    *[(lambda x,a=a: cutmix(x, a), ValueError, f'alpha is {a}') for a in (0, -1)], (lambda x: CutMixCB(0), ValueError, 'alpha is 0'),
+    *[(lambda x,a=a: cutmix(x, a), ValueError, f'alpha is {a}') for a in (0, -1)],
+    (lambda x: CutMixCB(0), ValueError, 'alpha is 0'),
     *[(lambda x,t=t: t(x.long()), TypeError, 'have to be floats, got torch.int64') for t in TFMS.values()],
     *[(lambda x,t=t: t(x[0]), ValueError, r'of shape \(n,c,h,w\), got \(1, 28, 28\)') for t in TFMS.values()]])
 def test_bad_input(f, err, msg):
@@ -188,7 +196,8 @@ def image_dls(n=24, bs=5, n_valid=None):
 
 def image_learner(cbs=None, dls=None, n_classes=3, loss=F.cross_entropy, seed=0):
     set_seed(seed)
-    model = nn.Sequential(nn.Conv2d(1,4,3,stride=4), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(.2), nn.Linear(4*49,n_classes))
+    model = nn.Sequential(nn.Conv2d(1,4,3,stride=4), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(.2),
+                          nn.Linear(4*49,n_classes))
     return TrainLearner(model, dls or image_dls(), loss, .1, cbs=cbs)
 
 class See(Callback):
@@ -241,10 +250,12 @@ def test_cutmix_only_trains_on_soft_targets_and_leaves_the_labels():
 def test_soft_targets_are_the_pixels_shares():
     "Image i is all i, and its class is i: the shares of the values in an image are its target"
     x,y = torch.arange(6.)[:,None,None,None].expand(6,1,28,28),torch.arange(6)
-    see = See('after_predict')
-    learn = image_learner([CutMixCB(per_image=True), see], DataLoaders.from_tensors({'train': (x,y)}, 6, seed=0), n_classes=6)
+    see,dls = See('after_predict'),DataLoaders.from_tensors({'train': (x,y)}, 6, seed=0)
+    learn = image_learner([CutMixCB(per_image=True), see], dls, n_classes=6)
     learn.fit(3, valid=False)
-    for _,_,xb,yb in see.seen: assert torch.allclose(yb, torch.stack([(xb==i).float().mean((1,2,3)) for i in range(6)], 1), atol=1e-6)
+    for _,_,xb,yb in see.seen:
+        shares = torch.stack([(xb==i).float().mean((1,2,3)) for i in range(6)], 1)
+        assert torch.allclose(yb, shares, atol=1e-6)
 
 @pytest.mark.parametrize('event', EVENTS)
 def test_cutmix_is_undone_after_errors(event):
@@ -265,7 +276,8 @@ def test_cutmix_is_undone_where_the_loss_fails():
 
 VIEWS = [lambda x: x, lambda x: x*.9]
 def drops(x): return x[:-1]
-LOOKS = {'capture_preds': lambda l,cbs: l.capture_preds(cbs), 'capture_preds, other loader': lambda l,cbs: l.capture_preds(cbs, dl=toy_dls(seed=9).train),
+LOOKS = {'capture_preds': lambda l,cbs: l.capture_preds(cbs),
+         'capture_preds, other loader': lambda l,cbs: l.capture_preds(cbs, dl=toy_dls(seed=9).train),
          'tta': lambda l,cbs: l.tta(VIEWS, cbs=[*cbs, MCDropoutCB()]),
          'ensemble': lambda l,cbs: ensemble([l, l], VIEWS)}
 
@@ -278,13 +290,15 @@ def test_no_trace(look, trained):
     assert learn.dls is dls and dls.valid is valid
 
 @pytest.mark.parametrize('look', ['capture_preds', 'capture_preds, other loader', 'tta'])
-@pytest.mark.parametrize('event', ['before_fit', 'before_batch', 'after_predict', 'after_loss', 'after_batch', 'cleanup_batch', 'after_epoch', 'cleanup_fit'])
+@pytest.mark.parametrize('event', ['before_fit', 'before_batch', 'after_predict', 'after_loss', 'after_batch',
+                                   'cleanup_batch', 'after_epoch', 'cleanup_fit'])
 @pytest.mark.parametrize('exc', [ZeroDivisionError, KeyboardInterrupt])
 def test_no_trace_of_errors(look, event, exc):
     learn = learner()
     dls,valid = learn.dls,learn.dls.valid
+    at = int(any(o in event for o in ('batch','predict','loss')))
     def f():
-        with pytest.raises(exc): LOOKS[look](learn, [Meddles(), Raises(event, exc(), at=1 if 'batch' in event or 'predict' in event or 'loss' in event else 0)])
+        with pytest.raises(exc): LOOKS[look](learn, [Meddles(), Raises(event, exc(), at=at)])
     check(learn, f)
     assert learn.dls is dls and dls.valid is valid
     check(learn, lambda: LOOKS[look](learn, []))
@@ -305,7 +319,8 @@ def test_show_image_batch(monkeypatch):
     learn.cbs.insert(0, Raises('before_batch', KeyboardInterrupt(), at=0))
     with pytest.raises(KeyboardInterrupt): check_images(learn, learn.show_image_batch)
 
-@pytest.mark.parametrize('draw', [random.random, np.random.rand, lambda: torch.rand(1).item()], ids=['python','numpy','torch'])
+@pytest.mark.parametrize('draw', [random.random, np.random.rand, lambda: torch.rand(1).item()],
+                         ids=['python','numpy','torch'])
 def test_show_image_batch_draws_afresh(monkeypatch, draw):
     import miniai.augment as m
     shown = []
@@ -317,11 +332,13 @@ def test_show_image_batch_draws_afresh(monkeypatch, draw):
     assert before==(random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist())
 
 def check_images(learn, f):
-    state = lambda: ([t.clone() for t in learn.model.state_dict().values()], learn.opt, torch.get_rng_state(), learn.dls.train.sampler.generator.get_state(), list(learn.cbs), learn.model.training)
+    state = lambda: ([t.clone() for t in learn.model.state_dict().values()], learn.opt, torch.get_rng_state(),
+                     learn.dls.train.sampler.generator.get_state(), list(learn.cbs), learn.model.training)
     a = state()
     try: f()
     finally: b = state()
-    assert all(map(torch.equal, a[0], b[0])) and a[1] is b[1] and torch.equal(a[2], b[2]) and torch.equal(a[3], b[3]) and a[4:]==b[4:]
+    assert all(map(torch.equal, a[0], b[0])) and a[1] is b[1]
+    assert torch.equal(a[2], b[2]) and torch.equal(a[3], b[3]) and a[4:]==b[4:]
 
 class Sums(nn.Module):
     "Scores that a view changes in a known way: the sum of an image, and zero"
@@ -345,7 +362,8 @@ def test_tta_of_an_equivariant_model_is_the_expected_mean(shuffle):
     probs,targs2 = learn.tta(views)
     want = torch.sigmoid(s[targs,None]*factors).mean(1)
     assert torch.allclose(probs[:,0], want, atol=1e-6) and torch.allclose(probs.sum(1), torch.ones(23))
-    assert torch.equal(targs, targs2) and sorted(targs.tolist())==list(range(23)) and (targs.tolist()!=list(range(23)))==shuffle
+    assert torch.equal(targs, targs2)
+    assert sorted(targs.tolist())==list(range(23)) and (targs.tolist()!=list(range(23)))==shuffle
 
 def test_tta_of_an_invariant_model_changes_nothing():
     learn,*_ = sums_learner()
@@ -404,7 +422,8 @@ def test_metrics_and_progress_sit_out_unless_passed():
     n = len(learn.metrics.history)
     own = MetricsCB(Accuracy())
     preds,targs = learn.capture_preds(cbs=own)
-    assert len(learn.cbs[0].history)==n and own.history[0]['valid_accuracy']==(preds.argmax(1)==targs).float().mean().item()
+    assert len(learn.cbs[0].history)==n
+    assert own.history[0]['valid_accuracy']==(preds.argmax(1)==targs).float().mean().item()
 
 def test_metrics_see_the_averaged_predictions():
     learn = learner()
@@ -428,11 +447,14 @@ def test_test_time_dropout():
     assert torch.equal(off, learn.tta(views)[0]) and not torch.allclose(off, on)
     modes = []
     class Modes(Callback):
-        def before_batch(self, learn): modes.append([m.training for m in learn.model if isinstance(m, (nn.Dropout, nn.BatchNorm1d))])
+        def before_batch(self, learn):
+            modes.append([m.training for m in learn.model if isinstance(m, (nn.Dropout, nn.BatchNorm1d))])
     learn.capture_preds([MCDropoutCB(), Modes()])
     assert all(m==[False,True,False] for m in modes)
 
-@pytest.mark.parametrize('views, msg', [([drops], 'made 7 rows of 8'), ([lambda x: x, drops], 'made 7 rows of 8'), ([lambda x: torch.cat([x,x])], 'made 16 rows of 8'), ([], 'views is empty')])
+@pytest.mark.parametrize('views, msg', [
+    ([drops], 'made 7 rows of 8'), ([lambda x: x, drops], 'made 7 rows of 8'),
+    ([lambda x: torch.cat([x,x])], 'made 16 rows of 8'), ([], 'views is empty')])
 def test_bad_views(views, msg):
     learn = learner()
     def f():
@@ -470,4 +492,5 @@ def test_bad_ensembles():
         def __iter__(self):
             Moves.n += 1
             yield images((3,1,28,28)), torch.full((3,), Moves.n%3)
-    with pytest.raises(ValueError, match='other rows the second time'): ensemble([image_learner(), image_learner()], dl=Moves())
+    with pytest.raises(ValueError, match='other rows the second time'):
+        ensemble([image_learner(), image_learner()], dl=Moves())

@@ -11,8 +11,9 @@ from miniai.learner import *
 from miniai.resnet import *
 from conftest import EVENTS, Raises, learner, state, toy, toy_dls, toy_model
 
-LOOKS = dict(capture=lambda l: l.capture_preds(), tta=lambda l: l.tta([lambda x: x]), evaluation=lambda l: l.fit(1, train=False),
-             summary=lambda l: l.summary(), lr_find=lambda l: l.lr_find(show=False), show=lambda l: None)
+LOOKS = dict(capture=lambda l: l.capture_preds(), tta=lambda l: l.tta([lambda x: x]),
+             evaluation=lambda l: l.fit(1, train=False), summary=lambda l: l.summary(),
+             lr_find=lambda l: l.lr_find(show=False), show=lambda l: None)
 HOOKS = [f'{when}_{what}' for what in ('fit','epoch','batch') for when in ('before','after','cleanup')]
 
 class Looks(Callback):
@@ -125,7 +126,8 @@ def test_an_error_in_a_cleanup_keeps_the_first():
         toy().fit(1, cbs=[Raises('after_batch', ValueError('first')), Raises('cleanup_batch', OSError('second'))])
     assert isinstance(e.value.__context__, ValueError)
     with pytest.raises(OSError) as e:
-        toy().fit(1, cbs=[Raises('cleanup_fit', OSError('last'), order=1), Raises('cleanup_fit', KeyError('first'), order=2)])
+        toy().fit(1, cbs=[Raises('cleanup_fit', OSError('last'), order=1),
+                          Raises('cleanup_fit', KeyError('first'), order=2)])
     assert isinstance(e.value.__context__, KeyError)
 
 @pytest.mark.parametrize('exc', [CancelFitException, CancelEpochException, CancelBatchException])
@@ -224,9 +226,12 @@ def frozen():
     return m
 
 @pytest.mark.parametrize('model, x, y, loss, hint', [
-    (flat, (X*255).byte(), Y, F.cross_entropy, 'The inputs are torch.uint8'), (flat, X.double(), Y, F.cross_entropy, 'torch.float64'),
-    (flat, X.permute(0,2,3,1), Y, F.cross_entropy, 'channels-last'), (flat, X, Y+1, F.cross_entropy, 'Labels run from 1 to 3'),
-    (flat, X, Y.float(), F.cross_entropy, 'class numbers of dtype int64'), (frozen, X, Y, F.cross_entropy, 'All parameters are frozen'),
+    (flat, (X*255).byte(), Y, F.cross_entropy, 'The inputs are torch.uint8'),
+    (flat, X.double(), Y, F.cross_entropy, 'torch.float64'),
+    (flat, X.permute(0,2,3,1), Y, F.cross_entropy, 'channels-last'),
+    (flat, X, Y+1, F.cross_entropy, 'Labels run from 1 to 3'),
+    (flat, X, Y.float(), F.cross_entropy, 'class numbers of dtype int64'),
+    (frozen, X, Y, F.cross_entropy, 'All parameters are frozen'),
     (lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36)), X[:1], Y[:1], F.cross_entropy, 'drop_last=True')])
 def test_remedies(model, x, y, loss, hint):
     learn = TrainLearner(model(), DataLoaders([(x,y)], [(x,y)]), loss)
@@ -235,7 +240,8 @@ def test_remedies(model, x, y, loss, hint):
 
 def test_classes_for_objects_and_tuples_for_loaders():
     with pytest.raises(TypeError, match=r'MetricsCB is a class: pass an object, MetricsCB\(\)'): toy(cbs=MetricsCB)
-    with pytest.raises(TypeError, match='loss_func is the class CrossEntropyLoss'): TrainLearner(flat(), None, nn.CrossEntropyLoss)
+    with pytest.raises(TypeError, match='loss_func is the class CrossEntropyLoss'):
+        TrainLearner(flat(), None, nn.CrossEntropyLoss)
     with pytest.raises(TypeError, match=r'dls is a tuple without train: pass DataLoaders'):
         TrainLearner(toy_model(), tuple(vars(toy_dls()).values()), F.cross_entropy).fit(1)
     class NoLearn(Callback):
@@ -243,7 +249,8 @@ def test_classes_for_objects_and_tuples_for_loaders():
     with pytest.raises(TypeError) as e: toy(cbs=NoLearn()).fit(1)
     assert 'def before_fit(self, learn)' in '\n'.join(e.value.__notes__)
 
-@pytest.mark.parametrize('nm, near', [('before_bacth','before_batch'), ('after_pred','after_predict'), ('before_backwards','before_batch')])
+@pytest.mark.parametrize('nm, near', [
+    ('before_bacth','before_batch'), ('after_pred','after_predict'), ('before_backwards','before_batch')])
 def test_misspelled_events(nm, near):
     cb = type('Typo', (Callback,), {nm: lambda self, learn: None})()
     with pytest.warns(UserWarning, match=f'Typo.{nm} is never called'): toy(cbs=cb).fit(1)
@@ -251,7 +258,8 @@ def test_misspelled_events(nm, near):
 def test_other_silent_mistakes():
     class Steps(Callback):
         def step(self, learn): pass
-    with pytest.warns(UserWarning, match='Steps.step is never called, as TrainLearner has its own step'): toy(cbs=Steps()).fit(1)
+    with pytest.warns(UserWarning, match='Steps.step is never called, as TrainLearner has its own step'):
+        toy(cbs=Steps()).fit(1)
     learn = toy()
     learn.dls = DataLoaders(learn.dls.valid, learn.dls.train)
     with pytest.warns(UserWarning, match='are they swapped'): learn.fit(1)
