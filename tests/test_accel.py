@@ -1,30 +1,408 @@
-"Memory that is kept is not fetched again"
-import os, platform, subprocess, sys, pytest
-from miniai.core import keep_freed_memory
+"Half precision, accumulation, clipping, averages, and several processes"
+import json, os, subprocess, sys, warnings, pytest, torch, torch.nn.functional as F
+from torch import nn, optim
+from conftest import EVENTS, Raises, toy_dls, toy_model
+from miniai.accel import AccumCB, AccelerateCB, ClipCB, EMACB, MixedPrecision, amp_dtype
+from miniai.activations import ActivationStats
+from miniai.augment import * # which adds capture_preds and tta to Learner
+from miniai.checkpoint import CheckpointCB
+from miniai.core import set_seed
+from miniai.datasets import DataLoaders
+from miniai.learner import (Accuracy, Callback, CancelBatchException, CancelEpochException, CancelFitException, Learner,
+                            MetricsCB, MomentumLearner, ProgressCB, TrainCB, TrainLearner)
 
-code = '''
-import resource, torch
-from miniai.core import keep_freed_memory
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10): torch.ones(12_000_000)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt-before
-faults()
-print(faults(), keep_freed_memory(), faults(), faults())'''
+BF16,FP16 = torch.bfloat16,torch.float16
+KINDS = {'TrainLearner': (TrainLearner, []), 'TrainCB': (Learner, [TrainCB]), 'MomentumLearner': (MomentumLearner, [])}
+kinds = pytest.mark.parametrize('kind', KINDS)
 
-@pytest.mark.skipif(platform.libc_ver()[0]!='glibc', reason='an allocator of glibc')
-def test_freed_memory_stays():
-    "In a process of its own, as it cannot be undone; huge pages, where the kernel uses them, make few faults of many"
-    env = {k: v for k,v in os.environ.items() if not k.startswith(('MALLOC_','GLIBC_'))}
-    first,kept,_,after = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True).stdout.split()
-    assert kept=='True' and int(first)>=10 and int(after)<=int(first)/10
+@pytest.fixture(autouse=True)
+def strict():
+    "Nothing here warns, and nothing leaves autocast on"
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        yield
+    assert not torch.is_autocast_enabled('cpu')
 
-@pytest.mark.parametrize('system', ['darwin','win32'])
-def test_elsewhere_nothing_happens(monkeypatch, system):
-    monkeypatch.setattr(sys, 'platform', system)
-    assert keep_freed_memory() is False
+def make(kind='TrainLearner', cbs=(), bs=4, n=32, lr=.05, model=None, **kwargs):
+    "A learner on the CPU whose model looks at each item alone"
+    cls,more = KINDS[kind]
+    set_seed(0)
+    model = model or nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3))
+    cbs = [*(o() for o in more), MetricsCB(Accuracy()), *cbs]
+    return cls(model, toy_dls(bs, n), F.cross_entropy, lr, cbs, **kwargs)
 
-def test_a_c_library_without_the_switch(monkeypatch):
-    monkeypatch.setattr('ctypes.CDLL', lambda _: object())
-    monkeypatch.setattr(sys, 'platform', 'linux')
-    assert keep_freed_memory() is False
+def fit(learn, n=2, **kwargs):
+    learn.logger = lambda row: None
+    learn.fit(n, **kwargs)
+    return learn
+
+def losses(learn): return [r[k] for r in learn.history for k in ('train_loss','valid_loss')]
+def weights(learn): return [p.detach().clone() for p in learn.model.state_dict().values()]
+def same(a, b): return all(map(torch.equal, a, b))
+
+class See(Callback):
+    "Keeps `f(learn)` at each `event`"
+    def __init__(self, event, f, order=500):
+        self.seen,self.order = [],order
+        setattr(self, event, lambda learn: self.seen.append(f(learn)))
+
+# ---- amp_dtype
+
+@pytest.mark.parametrize('caps,want', [
+    ({}, None), ({'avx512_f': True, 'avx512_bf16': False}, None),
+    ({'avx512_bf16': True}, BF16), ({'amx_bf16': True}, BF16), ({'bf16': True}, BF16)])
+def test_half_precision_where_the_processor_has_it(monkeypatch, caps, want):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: caps, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
+    assert amp_dtype('cpu') is want and amp_dtype('mps') is None
+
+def test_half_precision_of_gpus(monkeypatch):
+    for has,want in (True,BF16),(False,FP16):
+        def query(including_emulation): return has and not including_emulation
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', query)
+        assert amp_dtype('cuda:1') is want
+
+def test_an_older_torch_is_not_guessed_at(monkeypatch):
+    monkeypatch.delattr(torch.cpu, 'get_capabilities', raising=False)
+    assert amp_dtype('cpu') is None
+
+# ---- MixedPrecision
+
+@kinds
+@pytest.mark.parametrize('dtype', [BF16,FP16])
+def test_what_is_half_and_what_is_not(kind, dtype):
+    on = lambda *_: torch.is_autocast_enabled('cpu')
+    at = {nm: See(nm, on) for nm in ('before_batch','after_predict','after_backward','after_batch')}
+    forward,loss = [],[]
+    learn = make(kind, [MixedPrecision(dtype=dtype), *at.values()])
+    learn.model[0].register_forward_hook(lambda m,inp,out: forward.append(out.dtype))
+    def loss_func(preds, y):
+        loss.append((on(), preds.dtype))
+        return F.cross_entropy(preds, y)
+    learn.loss_func = loss_func
+    fit(learn)
+    assert set(forward)=={dtype} and set(loss)=={(True,torch.float32)} and learn.loss.dtype==torch.float32
+    assert {nm: set(cb.seen) for nm,cb in at.items()}=={
+        'before_batch': {True}, 'after_predict': {True}, 'after_backward': {False}, 'after_batch': {False}}
+    assert {t.dtype for t in weights(learn)}=={torch.float32}
+    assert losses(learn)==pytest.approx(losses(fit(make(kind))), rel=.02)
+
+def test_the_row_is_the_mean_of_float32_losses():
+    seen = See('after_batch', lambda l: (l.loss.item(), len(l.batch[0]), l.training))
+    learn = fit(make(cbs=[MixedPrecision(dtype=BF16), seen], bs=7), 1)
+    for training,nm in (True,'train'),(False,'valid'):
+        pairs = [(v,n) for v,n,t in seen.seen if t==training]
+        want = sum(v*n for v,n in pairs)/sum(n for _,n in pairs)
+        assert learn.history[0][f'{nm}_loss']==pytest.approx(want, rel=1e-6)
+
+@pytest.mark.parametrize('event', [o for o in EVENTS if o not in ('predict','get_loss','backward','step','zero_grad')])
+@pytest.mark.parametrize('exc', [CancelBatchException, CancelEpochException, CancelFitException, ZeroDivisionError])
+@pytest.mark.parametrize('order', [-50,50])
+def test_autocast_ends_with_the_batch(event, exc, order):
+    learn = make(cbs=[MixedPrecision(dtype=BF16), Raises(event, exc(), at=1, order=order)])
+    try: fit(learn)
+    except (ZeroDivisionError, CancelBatchException, CancelEpochException, CancelFitException): pass
+    assert not torch.is_autocast_enabled('cpu') and learn.model[0].weight.dtype==torch.float32
+
+@kinds
+def test_without_half_precision_nothing_changes(kind, monkeypatch):
+    want = weights(fit(make(kind)))
+    assert same(want, weights(fit(make(kind, [MixedPrecision(dtype=torch.float32)]))))
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', dict, raising=False)
+    assert same(want, weights(fit(make(kind, [MixedPrecision()]))))
+
+def test_the_default_asks_the_processor(monkeypatch):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'bf16': True}, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
+    seen = See('after_predict', lambda l: torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else None)
+    fit(make(cbs=[MixedPrecision(), seen]), 1)
+    assert set(seen.seen)=={BF16}
+
+def test_an_overflow_leaves_out_the_step():
+    class Spoil(Callback):
+        order = MixedPrecision.order-1
+        def after_backward(self, learn):
+            if learn.iter==3: learn.model[0].weight.grad[0] = torch.inf
+    w,scale = (See('after_batch', f) for f in (weights, lambda l: l.scaler.get_scale()))
+    fit(make(cbs=[MixedPrecision(dtype=FP16), Spoil(), w, scale], opt_func=optim.AdamW), 1, valid=False)
+    assert [not same(*o) for o in zip(w.seen, w.seen[1:])]==[True,True,False,True,True,True,True]
+    assert scale.seen==[2.**16]*3 + [2.**15]*5
+
+def test_small_gradients_survive_in_float16():
+    def grads(*cbs):
+        seen = See('after_backward', lambda l: l.model[0].weight.grad.clone())
+        learn = make(cbs=[*cbs, seen])
+        learn.loss_func = lambda p,y: F.cross_entropy(p, y)*1e-6
+        fit(learn, 1, valid=False)
+        return seen.seen[0]
+    want = grads()
+    assert 0<want.abs().max()<1e-6
+    torch.testing.assert_close(grads(MixedPrecision(dtype=FP16)), want, rtol=.02, atol=1e-9)
+
+def test_predictions_run_in_it():
+    on = []
+    learn = make(cbs=[MixedPrecision(dtype=BF16)])
+    learn.model.register_forward_hook(lambda *_: on.append(torch.is_autocast_enabled('cpu')))
+    learn.capture_preds()
+    preds,_ = learn.tta(views=[lambda x: x, lambda x: x.flip(0).flip(0)])
+    learn.lr_find(show=False)
+    fit(learn, 1, train=False)
+    assert on and all(on) and preds.dtype==torch.float32
+
+@pytest.mark.parametrize('event', [o for o in EVENTS if o not in ('predict','get_loss','backward','step','zero_grad')])
+def test_a_look_inside_a_fit_changes_nothing(event):
+    def cbs(): return [MixedPrecision(dtype=FP16), EMACB(.5), AccumCB(3)]
+    def look(learn):
+        learn.fit(1, train=False)
+        learn.capture_preds()
+        # between forward and backward, autograd needs the weights untouched
+        if event not in ('after_predict','after_loss'): learn.lr_find(show=False)
+    class Look(See):
+        def __init__(self, order): super().__init__(event, look, order)
+    want = fit(make(cbs=cbs()))
+    for order in -50,500:
+        learn = fit(make(cbs=[*cbs(), Look(order)]))
+        assert same(weights(want), weights(learn))
+
+# ---- AccumCB
+
+OPTS = {'SGD': optim.SGD, 'momentum': lambda p,lr: optim.SGD(p, lr, momentum=.9, weight_decay=.1), 'AdamW': optim.AdamW}
+
+@kinds
+@pytest.mark.parametrize('opt', OPTS)
+@pytest.mark.parametrize('n', [32,30]) # 8 batches of 4 in groups of 3, all of them full or not
+def test_accumulating_is_a_larger_batch(kind, opt, n):
+    small,large = make(kind, [AccumCB(3)], n=n, opt_func=OPTS[opt]),make(kind, bs=12, n=n, opt_func=OPTS[opt])
+    for o in small,large: fit(o, 3)
+    for a,b in zip(weights(small), weights(large)): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert [r['valid_loss'] for r in small.history]==pytest.approx([r['valid_loss'] for r in large.history], rel=1e-5)
+
+def test_groups_go_on_where_a_loader_has_no_length():
+    class NoLen:
+        def __init__(self, dl): self.dl = dl
+        def __iter__(self): return iter(self.dl)
+    learn,steps = make(cbs=[AccumCB(3)]),[]
+    learn.dls = DataLoaders(NoLen(learn.dls.train), learn.dls.valid)
+    fit(learn, 3, cbs=See('after_step', lambda l: steps.append(l.model[0].weight.grad is not None)))
+    assert [i for i,o in enumerate(steps) if o]==[2,5,8,11,14,17,20,23]
+
+def test_one_batch_at_a_time_changes_nothing():
+    assert losses(fit(make(cbs=[AccumCB(1)])))==pytest.approx(losses(fit(make())), rel=1e-6)
+
+def test_accumulating_with_the_others():
+    "One clipped step, one averaged set of weights for each group, in half precision too"
+    clip,ema,norms = ClipCB(.01),EMACB(.5),[]
+    steps = See('after_step', lambda l: ema.ema.n_averaged.item())
+    fit(make(cbs=[AccumCB(4), clip, ema, steps]), 1)
+    assert steps.seen==[0,0,0,1,1,1,1,2]
+    a,b = (make(cbs=[MixedPrecision(dtype=FP16), *o], bs=bs) for o,bs in (([AccumCB(4)],2), ([],8)))
+    assert losses(fit(a))==pytest.approx(losses(fit(b)), rel=5e-3)
+
+# ---- ClipCB
+
+def test_clipping():
+    clip = ClipCB(.05)
+    def grads(learn): return [p.grad.clone() for p in learn.model.parameters()]
+    before,after = (See('after_backward', grads, o) for o in (-1,500))
+    learn = fit(make(cbs=[clip, before, after]), 1)
+    for a,b in zip(before.seen, after.seen, strict=True):
+        norm = torch.cat([o.flatten() for o in a]).norm()
+        assert norm>.05 and torch.cat([o.flatten() for o in b]).norm()==pytest.approx(.05, rel=1e-4)
+        for o,p in zip(a, b): torch.testing.assert_close(o*.05/norm, p, rtol=1e-4, atol=1e-7)
+    assert clip.norm.item()==pytest.approx(norm.item(), rel=1e-5)
+    assert same(weights(fit(make(cbs=[ClipCB(1e6)]), 1)), weights(fit(make(), 1))) and len(learn.history)==1
+
+# ---- EMACB
+
+@pytest.mark.parametrize('kind', ['TrainLearner','TrainCB'])
+def test_averaged_weights(kind):
+    params,bufs = (See('after_step', lambda l, f=f: [o.detach().clone() for o in f(l.model)])
+                   for f in (nn.Module.parameters, nn.Module.buffers))
+    learn = fit(make(kind, [EMACB(.7), params, bufs], model=toy_model()))
+    avg = params.seen[0]
+    for now in params.seen[1:]: avg = [a.lerp(w, .3) for a,w in zip(avg, now)]
+    for a,w in zip(avg, learn.model.parameters(), strict=True): torch.testing.assert_close(a, w.detach())
+    assert same(bufs.seen[-1], learn.model.buffers())
+    plain = fit(make(kind, model=toy_model()))
+    assert [r['train_loss'] for r in plain.history]==[r['train_loss'] for r in learn.history]
+    assert plain.history[-1]['valid_loss']!=learn.history[-1]['valid_loss']
+    last = learn.history[-1]['valid_loss']
+    assert fit(learn, 1, train=False).history[-1]['valid_loss']==pytest.approx(last, rel=1e-6)
+
+def test_averaged_weights_when_a_fit_is_ended():
+    ema = EMACB(.7)
+    learn = make(cbs=[ema, Raises('after_epoch', CancelFitException(), at=1, order=500)])
+    model = learn.model
+    fit(learn)
+    assert learn.model is model and same(weights(learn), ema.ema.module.state_dict().values())
+
+def test_averages_with_hooks():
+    stats = [ActivationStats(lambda m: isinstance(m, nn.Linear)) for _ in range(2)]
+    fit(make(cbs=[stats[0]]))
+    fit(make(cbs=[stats[1], EMACB()]))
+    a,b = (o.layers() for o in stats)
+    assert list(a)==list(b) and len(a)==2 and all(len(v)>=16 for v in b.values())
+
+class StopAt(Callback):
+    def after_epoch(self, learn):
+        if learn.epoch==2 and learn.training: raise KeyboardInterrupt
+
+@pytest.mark.parametrize('cbs', [
+    lambda: [EMACB(.7)], lambda: [AccumCB(3), ClipCB(.1)], lambda: [MixedPrecision(dtype=BF16)]])
+def test_resuming(tmp_path, cbs):
+    want = fit(make(cbs=[*cbs(), CheckpointCB(tmp_path/'a')]), 4)
+    with pytest.raises(KeyboardInterrupt): fit(make(cbs=[*cbs(), CheckpointCB(tmp_path/'b')]), 4, cbs=StopAt())
+    learn = fit(make(cbs=[*cbs(), CheckpointCB(tmp_path/'b')]), 4)
+    assert same(weights(want), weights(learn)) and losses(want)==losses(learn)
+
+# ---- AccelerateCB
+
+HEAD = """
+import json, sys, torch, torch.nn.functional as F
+from contextlib import redirect_stdout
+from functools import partial
+from io import StringIO
+from torch import nn, optim
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from miniai.accel import *
+from miniai.augment import *
+from miniai.core import set_seed
+from miniai.datasets import DataLoaders
+from miniai.learner import *
+acc = AccelerateCB()
+i,n = acc.i,acc.n
+x,y = torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(1)),torch.arange(100)%3
+xv,yv = x[:37],y[:37]  # batches of 12, and a last one with a single item
+"""
+
+SCRIPT = HEAD+"""
+from torchmetrics.classification import MulticlassAccuracy
+class Stream(IterableDataset):
+    def __iter__(self): return iter(zip(x, y))
+class Dicts(TensorDataset):
+    def __getitem__(self, i): return dict(zip(('image','label'), super().__getitem__(i)))
+class OnImage(nn.Sequential):
+    def forward(self, image): return super().forward(image)
+def tensors(n_train=96, seed=1):
+    return DataLoaders.from_tensors({'train': (x[:n_train],y[:n_train]), 'valid': (xv,yv)}, 12, seed=seed)
+valid = DataLoader(TensorDataset(xv,yv), 12)
+def torch_dls(**kw): return DataLoaders(DataLoader(TensorDataset(x[:96],y[:96]), 12, shuffle=True, **kw), valid)
+def dicts():
+    return DataLoaders.from_dd({'train': Dicts(x[:96],y[:96]), 'valid': Dicts(xv,yv)}, 12, as_tuple=False, seed=2)
+loaders = dict(tensors=tensors, unseeded=partial(tensors, seed=None), odd=partial(tensors, 85), DataLoader=torch_dls,
+               workers=partial(torch_dls, num_workers=1), dicts=dicts,
+               stream=lambda: DataLoaders(DataLoader(Stream(), 20), valid))
+
+def make(dls='tensors', cls=TrainLearner, cbs=(), bn=False, opt_func=optim.SGD):
+    set_seed(3)
+    layers = nn.Flatten(), nn.Linear(16,8), nn.BatchNorm1d(8) if bn else nn.ReLU(), nn.Linear(8,3)
+    model,loss = nn.Sequential(*layers),F.cross_entropy
+    if dls=='dicts': model,loss = OnImage(*layers),lambda p,label: F.cross_entropy(p, label)
+    if dls=='unseeded': torch.manual_seed(4+i)  # each process draws another order
+    return cls(model, loaders[dls](), loss, .1, [acc, MetricsCB(Accuracy()), *cbs], opt_func)
+def rows(learn): return [{k: v for k,v in r.items() if 'seconds' not in k} for r in learn.history]
+def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.state_dict().values()]).tolist()
+res = {}
+def run(name, *args, **kwargs):
+    learn = make(*args, **kwargs)
+    model = learn.model
+    with redirect_stdout(StringIO()) as text: learn.fit(2)
+    assert learn.model is model and learn.dl is learn.dls.valid
+    res[name] = dict(rows=rows(learn), weights=weights(learn), text=text.getvalue().count('epoch'))
+    return learn
+
+class Look(Callback):
+    order = 500
+    def after_epoch(self, learn):
+        if i==0: learn.capture_preds()
+    def after_step(self, learn):
+        if i==0 and learn.iter==2: learn.lr_find(show=False)
+for nm in loaders: run(nm, nm)
+run('TrainCB', cls=Learner, cbs=[TrainCB()])
+run('momentum', cls=MomentumLearner)
+run('others', cbs=[ClipCB(.5), AccumCB(3), EMACB(.5), ProgressCB()], opt_func=optim.AdamW)
+run('half', cbs=[MixedPrecision(dtype=torch.bfloat16)])
+run('torchmetrics', cbs=[MetricsCB(MulticlassAccuracy(3, average='micro'))])
+run('looks', cbs=[Look()])
+
+bn = run('batchnorm', bn=True, cbs=[EMACB(.5)])
+before = weights(bn)
+def looks(): return bn.lr_find(show=False).lrs, bn.summary().macs, bn.tta()[0].tolist(), bn.capture_preds()[1].tolist()
+if i==0: looks()  # the other processes do not come along
+res['together'] = looks()
+bn.fit(1, train=False)
+res['after'] = before==weights(bn), rows(bn)[-1]['valid_loss']
+
+class Odd:
+    def update(self, p, y): pass
+    def compute(self): return 0.
+    reset = compute
+try: make(cbs=[MetricsCB(odd=Odd())]).fit(1)
+except TypeError as e: res['metric'] = str(e)
+json.dump(res, open(f'{sys.argv[1]}/{n}-{i}.json', 'w'))
+acc.acc.end_training()
+"""
+
+def launch(folder, script, n):
+    (folder/f'train{n}.py').write_text(script)
+    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n}']
+    env = os.environ | dict(ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1')
+    return subprocess.Popen([*run, folder/f'train{n}.py', folder], env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+@pytest.fixture(scope='module')
+def processes(tmp_path_factory):
+    "What the same script wrote with one process, and with each of two"
+    for nm in 'accelerate','torchmetrics': pytest.importorskip(nm)
+    d = tmp_path_factory.mktemp('accel')
+    for p in [launch(d, SCRIPT, n) for n in (1,2)]:
+        out,_ = p.communicate(timeout=240)
+        assert p.returncode==0, out
+    return [json.loads((d/f'{nm}.json').read_text()) for nm in ('1-0','2-0','2-1')]
+
+@pytest.mark.parametrize('nm', ['tensors','unseeded','DataLoader','workers','stream','dicts',
+                                'TrainCB','momentum','others','torchmetrics','looks'])
+def test_two_processes_train_as_one(processes, nm):
+    one,*two = (o[nm] for o in processes)
+    for o in two:
+        for a,b in zip(one['rows'], o['rows'], strict=True): assert b==pytest.approx(a, rel=1e-5)
+        assert o['weights']==pytest.approx(one['weights'], rel=1e-4, abs=1e-5)
+    assert two[0]['rows']==two[1]['rows'] and two[0]['weights']==two[1]['weights']
+
+@pytest.mark.parametrize('nm', ['odd','half','batchnorm'])
+def test_two_processes_stay_together(processes, nm):
+    "What cannot be equal to one process is equal in both, and close to it"
+    one,a,b = (o[nm] for o in processes)
+    assert a['rows']==b['rows'] and a['rows'][-1]==pytest.approx(one['rows'][-1], rel=.25)
+    if nm!='batchnorm': assert a['weights']==b['weights']
+
+def test_one_of_two_processes_speaks(processes):
+    for nm in 'tensors','others': assert [o[nm]['text'] for o in processes]==[2,2,0]
+
+def test_looks_do_not_wait_for_each_other(processes):
+    _,a,b = processes
+    assert a['together']==b['together'] and len(a['together'][2])==37
+    for o in processes:
+        same,valid = o['after']
+        assert same and valid==pytest.approx(o['batchnorm']['rows'][-1]['valid_loss'], rel=1e-6)
+
+def test_a_metric_that_cannot_add_up(processes):
+    assert 'metric' not in processes[0] and all('derive metrics from Mean' in o['metric'] for o in processes[1:])
+
+def test_a_process_that_fails_ends_the_others(tmp_path):
+    pytest.importorskip('accelerate')
+    p = launch(tmp_path, HEAD+"""
+class Fails(Callback):
+    def after_step(self, learn):
+        if i==1 and learn.iter==2: raise ValueError('one is enough')
+dls = DataLoaders.from_tensors({'train': (x,y), 'valid': (xv,yv)}, 10)
+TrainLearner(nn.Sequential(nn.Flatten(), nn.Linear(16,3)), dls, F.cross_entropy, cbs=[acc, Fails()]).fit(1)
+""", 2)
+    out,_ = p.communicate(timeout=120)
+    assert p.returncode!=0 and 'ValueError: one is enough' in out
+
+def test_one_process_needs_no_launcher(monkeypatch):
+    pytest.importorskip('accelerate')
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    assert same(weights(fit(make())), weights(fit(make(cbs=[AccelerateCB()]))))
+    with pytest.raises(ValueError, match='MixedPrecision'): AccelerateCB(mixed_precision='fp16')

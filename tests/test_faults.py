@@ -288,3 +288,27 @@ def test_history_of_validation_alone():
     learn = toy(cbs=MetricsCB(err=Accuracy()))
     learn.fit(1, train=False)
     assert [ax.get_title() for ax in plot_history(learn.history).axes]==['Loss','Err']
+
+def test_dict_batches_are_shown_flipped_mixed_and_looked_at_twice():
+    import matplotlib
+    matplotlib.use('Agg')
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(64, 3)
+        def forward(self, pixels): return self.lin(pixels.flatten(1))
+    batch = {'pixels': torch.rand(6,1,8,8), 'target': torch.arange(6)%3}
+    learn = TrainLearner(Named(), DataLoaders([batch], [batch]), lambda preds,target: F.cross_entropy(preds, target))
+    learn.fit(1, cbs=[AltFlipCB(), CutMixCB(), MetricsCB(Accuracy())])
+    preds,_ = learn.tta()
+    assert preds.shape==(6,3) and torch.allclose(preds.sum(1), torch.ones(6))
+    assert learn.show_image_batch(max_n=4) and plot_mistakes(learn, 2) is not None
+
+def test_views_of_masks_come_with_their_inverse():
+    x = torch.rand(4,1,6,6)
+    dls = DataLoaders.from_tensors({'valid': (x,x)}, 2)
+    learn = TrainLearner(nn.Conv2d(1,1,1), dls, F.mse_loss)
+    flip = lambda t: t.flip(-1)
+    plain = learn.capture_preds()[0]
+    assert torch.allclose(learn.tta([lambda t: t, (flip,flip)], probs=False)[0], plain, atol=1e-6)
+    assert not torch.allclose(learn.tta([lambda t: t, flip], probs=False)[0], plain, atol=1e-3)
