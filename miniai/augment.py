@@ -61,7 +61,7 @@ def _drawable(x):
 @fc.delegates(show_images)
 def show_image_batch(self:Learner, max_n=16, cbs=None, title='A batch, as the model sees it', **kwargs):
     "Show images of the first batch, of training if there is any, as they reach the model; no step is taken"
-    first,train = _FirstBatchCB(),self.dls.train is not None
+    first,train = _FirstBatchCB(),getattr(self.dls, 'train', None) is not None
     with no_trace(self, skip_cbs=True):
         for reseed in torch.seed,np.random.seed,random.seed: reseed()
         self.fit(1, train, not train, cbs=[*fc.L(cbs), first])
