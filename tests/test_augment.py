@@ -178,7 +178,8 @@ BAD = {
     'Cannot crop 31×28 out of 28×28 with padding 1': lambda x: RandCrop(1, size=(31,28))(x),
     'padding -1': lambda x: RandCrop(-1)(x), 'Cannot crop 0×4': lambda x: RandCrop(0, size=(0,4))(x),
     'p is 1.5': lambda x: RandFlip(1.5)}
-for a in 0,-1: BAD |= {f'alpha is {a}:cutmix': lambda x,a=a: cutmix(x, a), f'alpha is {a}:cb': lambda x,a=a: CutMixCB(a)}
+for a in 0,-1:
+    BAD |= {f'alpha is {a}:cutmix': lambda x,a=a: cutmix(x, a), f'alpha is {a}:callback': lambda x,a=a: CutMixCB(a)}
 for c in RandErase,RandCopy:
     for p in 0,-.1,1.01,float('nan'):
         BAD |= {f'pct is {p}:{c.__name__}': lambda x,c=c,p=p: c(p), f'pct is {p}:{c.f}': lambda x,c=c,p=p: c.f(x, p)}
