@@ -1,7 +1,8 @@
 "Augmentation, captured predictions, TTA and ensembles: what a notebook cannot show well"
-import random, numpy as np, pytest, torch, torch.nn.functional as F
+import random, warnings, matplotlib.pyplot as plt, numpy as np, pytest, torch, torch.nn.functional as F
 from functools import partial
 from torch import nn
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, TensorDataset
 from miniai.augment import *
 from miniai.augment import _box_mask
@@ -9,15 +10,11 @@ from miniai.core import *
 from miniai.datasets import DataLoaders, TensorLoader
 from miniai.init import BatchTransformCB
 from miniai.learner import *
-from conftest import toy_dls, toy_model
-from test_no_trace import check, learner, Meddles
-from test_learner import EVENTS, Raises
+from conftest import EVENTS, Meddles, Raises, check, learner, toy_dls
 
-TFMS = {'crop': RandCrop(2), 'crop each': RandCrop(2, per_image=True),
-        'flip': RandFlip(), 'flip each': RandFlip(per_image=True),
-        'erase': RandErase(), 'erase each': RandErase(per_image=True),
-        'copy': RandCopy(), 'copy each': RandCopy(per_image=True),
-        'cutmix': lambda x: cutmix(x)[0], 'cutmix each': lambda x: cutmix(x, per_image=True)[0]}
+TFMS = {'crop': RandCrop(2), 'flip': RandFlip(), 'erase': RandErase(), 'copy': RandCopy()}
+TFMS |= {f'{nm} each': type(t)(*([2] if nm=='crop' else []), per_image=True) for nm,t in TFMS.items()}
+TFMS |= {'cutmix': lambda x: cutmix(x)[0], 'cutmix each': lambda x: cutmix(x, per_image=True)[0]}
 SHAPES = [(5,1,28,28), (1,3,9,14), (7,2,1,1)]
 
 def images(shape=(64,1,28,28), seed=0): return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
@@ -53,9 +50,9 @@ def test_same_seed_same_batch(nm):
 
 @pytest.mark.parametrize('nm', ['crop', 'flip', 'erase', 'copy', 'cutmix'])
 def test_one_draw_for_the_batch_or_one_for_each_image(nm):
-    "Alike images stay alike unless each has its own draw; erasing's noise is new for each image, so places count there"
-    if nm=='cutmix': x = torch.arange(64.)[:,None,None,None].expand(-1,1,28,28)
-    else: x = images((1,1,28,28)).expand(64,-1,-1,-1)
+    "Equal images stay equal, unless each has its own draw; erasing makes new noise for each image, so places count"
+    x = images((1,1,28,28)) if nm!='cutmix' else torch.arange(64.)[:,None,None,None]
+    x = x.expand(64,1,28,28)
     where = lambda y: y!=x if nm in ('erase','cutmix') else y
     all_same = lambda nm: [same_for_all(where(TFMS[nm](x))) for _ in range(8)]
     set_seed(0)
@@ -102,17 +99,17 @@ def test_flip():
     assert RandFlip(1)(x).equal(x.flip(-1)) and RandFlip(0, per_image=True)(x).equal(x)
     set_seed(0)
     y = RandFlip(.25, per_image=True)(images((4000,1,2,2)))
-    share = (y==images((4000,1,2,2)).flip(-1)).flatten(1).all(1).float().mean()
-    assert abs(share-.25)<.03
+    fraction = (y==images((4000,1,2,2)).flip(-1)).flatten(1).all(1).float().mean()
+    assert abs(fraction-.25)<.03
 
 @pytest.mark.parametrize('per_image', [False,True])
 def test_number_and_size_of_patches(per_image):
     set_seed(0)
     x = torch.linspace(-1, 1, 784).view(1,1,28,28).expand(50,-1,-1,-1)
-    shares = torch.cat([(rand_erase(x, .25, 1, per_image)!=x).float().mean((1,2,3)) for _ in range(40)])
-    got = set((shares*784).round().int().tolist())
+    fractions = torch.cat([(rand_erase(x, .25, 1, per_image)!=x).float().mean((1,2,3)) for _ in range(40)])
+    got = set((fractions*784).round().int().tolist())
     assert got<={0,*range(45,50)} and 0 in got and 49 in got  # noise may hit the old value
-    assert .35<(shares>0).float().mean()<.65
+    assert .35<(fractions>0).float().mean()<.65
     assert rand_erase(x, .5, 0).equal(x) and rand_copy(x, .5, 0, per_image).equal(x)
     whole = rand_copy(x, 1., 3, per_image)
     assert whole.equal(x)
@@ -155,12 +152,19 @@ def test_areas_of_cutmix_match_its_lambdas(per_image, alpha, hw):
     for _ in range(10):
         y,idx,lam = cutmix(x, alpha, per_image)
         own,other = (y==x).float().mean((1,2,3)),(y==x[idx]).float().mean((1,2,3))
-        moved = idx!=torch.arange(50)
-        assert torch.allclose(own[moved], lam[moved], atol=1e-6)
-        assert torch.allclose(other[moved], 1-lam[moved], atol=1e-6)
+        assert torch.allclose(own, lam, atol=1e-6) and torch.allclose(other, 1-lam, atol=1e-6)
         assert sorted(idx.tolist())==list(range(50)) and lam.shape==(50,) and lam.min()>=0 and lam.max()<=1
 
-def test_cutmix_shares_follow_the_beta_distribution():
+@pytest.mark.parametrize('n', [2,3,7])
+def test_cutmix_never_pairs_an_image_with_itself(n):
+    set_seed(0)
+    idx = torch.stack([cutmix(images((n,1,4,4)), per_image=bool(i%2))[1] for i in range(100)])
+    assert (idx!=torch.arange(n)).all()
+    assert all(len(partners.unique())==n-1 for partners in idx.T)
+    x = images((1,1,4,4))
+    assert torch.equal(cutmix(x)[0], x)  # there is no other one
+
+def test_cutmix_fractions_follow_the_beta_distribution():
     set_seed(0)
     lam = cutmix(torch.rand(20_000,1,28,28), per_image=True)[2]
     assert abs(lam.mean()-.5)<.01 and abs(lam.std()-12**-.5)<.01
@@ -170,23 +174,39 @@ def test_box_mask():
     m = _box_mask(torch.zeros(1,1,5,6), torch.tensor([[1]]), torch.tensor([[2]]), 2, 3)
     assert m.shape==(1,1,5,6) and m.nonzero()[:,2:].tolist()==[[r,c] for r in (1,2) for c in (2,3,4)]
 
-@pytest.mark.parametrize('f, err, msg', [
-    (lambda x: RandCrop(1, size=(31,28))(x), ValueError, 'Cannot crop 31×28 out of 28×28 with padding 1'),
-    (lambda x: RandCrop(-1)(x), ValueError, 'padding -1'),
-    (lambda x: RandCrop(0, size=(0,4))(x), ValueError, 'Cannot crop 0×4'),
-    (lambda x: RandFlip(1.5), ValueError, 'p is 1.5'),
-    *[(lambda x,f=f,p=p: f(x, p), ValueError, f'pct is {p}')
-      for f in (rand_erase, rand_copy) for p in (0, -.1, 1.01, float('nan'))],
-    *[(lambda x,f=f,p=p: f(p), ValueError, f'pct is {p}') for f in (RandErase, RandCopy) for p in (0, 2)],
-    *[(lambda x,f=f,n=n: f(x, .2, n), ValueError, f'max_num is {n}')
-      for f in (rand_erase, rand_copy) for n in (-1, 1.5)],
-    *[(lambda x,f=f: f(max_num=-1), ValueError, 'max_num is -1') for f in (RandErase, RandCopy)],
-    *[(lambda x,a=a: cutmix(x, a), ValueError, f'alpha is {a}') for a in (0, -1)],
-    (lambda x: CutMixCB(0), ValueError, 'alpha is 0'),
-    *[(lambda x,t=t: t(x.long()), TypeError, 'have to be floats, got torch.int64') for t in TFMS.values()],
-    *[(lambda x,t=t: t(x[0]), ValueError, r'of shape \(n,c,h,w\), got \(1, 28, 28\)') for t in TFMS.values()]])
-def test_bad_input(f, err, msg):
-    with pytest.raises(err, match=msg): f(images())
+BAD = {
+    'Cannot crop 31×28 out of 28×28 with padding 1': lambda x: RandCrop(1, size=(31,28))(x),
+    'padding -1': lambda x: RandCrop(-1)(x), 'Cannot crop 0×4': lambda x: RandCrop(0, size=(0,4))(x),
+    'p is 1.5': lambda x: RandFlip(1.5)}
+for a in 0,-1:
+    BAD |= {f'alpha is {a}:cutmix': lambda x,a=a: cutmix(x, a), f'alpha is {a}:callback': lambda x,a=a: CutMixCB(a)}
+for c in RandErase,RandCopy:
+    for p in 0,-.1,1.01,float('nan'):
+        BAD |= {f'pct is {p}:{c.__name__}': lambda x,c=c,p=p: c(p), f'pct is {p}:{c.f}': lambda x,c=c,p=p: c.f(x, p)}
+    for n in -1,1.5:
+        nm = f'max_num is {n}'
+        BAD |= {f'{nm}:{c.__name__}': lambda x,c=c,n=n: c(.2, n), f'{nm}:{c.f}': lambda x,c=c,n=n: c.f(x, .2, n)}
+
+@pytest.mark.parametrize('msg, f', [(k.split(':')[0], f) for k,f in BAD.items()])
+def test_bad_arguments(msg, f):
+    with pytest.raises(ValueError, match=msg): f(images())
+
+@pytest.mark.parametrize('nm', TFMS)
+def test_bad_images(nm):
+    with pytest.raises(TypeError, match='have to be floats, got torch.int64'): TFMS[nm](images().long())
+    with pytest.raises(ValueError, match=r'of shape \(n,c,h,w\), got \(1, 28, 28\)'): TFMS[nm](images()[0])
+
+def test_a_transform_says_what_it_does():
+    "These texts are part of a run's identity"
+    assert [str(TFMS[nm]) for nm in ('crop','flip','erase','copy each')]==[
+        'RandCrop(padding=2, size=None, per_image=False)', 'RandFlip(p=0.5, per_image=False)',
+        'RandErase(pct=0.2, max_num=4, per_image=False)', 'RandCopy(pct=0.2, max_num=4, per_image=True)']
+
+@pytest.mark.parametrize('b', [(1,2,3), [1,2,3], {'a': 1, 'b': 2, 'c': 3}], ids=['tuple','list','dict'])
+def test_tfm_batch_keeps_the_kind_of_batch(b):
+    res = tfm_batch(b, lambda x: x*10, lambda y: -y)
+    assert res==({'a': 10, 'b': -2, 'c': -3} if isinstance(b, dict) else (10,-2,-3))
+    assert torch.equal(tfm_batch(torch.ones(2,3), lambda x: x+1), torch.full((2,3), 2.))
 
 # Callbacks that augment
 
@@ -247,15 +267,17 @@ def test_cutmix_only_trains_on_soft_targets_and_leaves_the_labels():
     for training,_,xb,yb in after.seen:
         if not training: assert all((o==x).flatten(1).all(1).any() for o in xb)
 
-def test_soft_targets_are_the_pixels_shares():
-    "Image i is all i, and its class is i: the shares of the values in an image are its target"
+@pytest.mark.parametrize('one_hot', [False,True])
+def test_soft_targets_are_the_fractions_of_pixels(one_hot):
+    "Image i is all i, and its class is i: the fractions of the values in an image are its target"
     x,y = torch.arange(6.)[:,None,None,None].expand(6,1,28,28),torch.arange(6)
-    see,dls = See('after_predict'),DataLoaders.from_tensors({'train': (x,y)}, 6, seed=0)
+    see = See('after_predict')
+    dls = DataLoaders.from_tensors({'train': (x, F.one_hot(y).float() if one_hot else y)}, 6, seed=0)
     learn = image_learner([CutMixCB(per_image=True), see], dls, n_classes=6)
     learn.fit(3, valid=False)
     for _,_,xb,yb in see.seen:
-        shares = torch.stack([(xb==i).float().mean((1,2,3)) for i in range(6)], 1)
-        assert torch.allclose(yb, shares, atol=1e-6)
+        fractions = torch.stack([(xb==i).float().mean((1,2,3)) for i in range(6)], 1)
+        assert torch.allclose(yb, fractions, atol=1e-6)
 
 @pytest.mark.parametrize('event', EVENTS)
 def test_cutmix_is_undone_after_errors(event):
@@ -303,42 +325,128 @@ def test_no_trace_of_errors(look, event, exc):
     assert learn.dls is dls and dls.valid is valid
     check(learn, lambda: LOOKS[look](learn, []))
 
-def test_show_image_batch(monkeypatch):
+@pytest.fixture
+def shown(monkeypatch):
+    "What `show_images` was asked to show"
     import miniai.augment as m
-    shown = []
-    monkeypatch.setattr(m, 'show_images', lambda ims, **kw: shown.append((ims.clone(), kw)))
+    shown,show = [],m.show_images
+    def see(ims, **kwargs):
+        shown.append((ims.clone(), kwargs))
+        return show(ims, **kwargs)
+    monkeypatch.setattr(m, 'show_images', see)
+    yield shown
+    plt.close('all')
+
+def test_show_image_batch(shown):
     steps = See('after_predict')
     rnd = BatchTransformCB(partial(tfm_batch, tfm_x=RandErase(per_image=True)), on_val=False)
     learn = image_learner([rnd, MetricsCB(Accuracy()), steps])
-    check_images(learn, lambda: learn.show_image_batch(max_n=4, nrows=2))
-    check_images(learn, lambda: learn.show_image_batch(max_n=4))
+    check(learn, lambda: learn.show_image_batch(4, nrows=2))
+    check(learn, lambda: learn.show_image_batch(max_n=4))
     (a,kw),(b,_) = shown
     assert a.shape==(4,1,28,28) and kw['nrows']==2 and kw['title']
     assert not torch.equal(a, b) and ((a==b).float().mean()>.5)  # the same images, other patches
     assert not steps.seen and learn.xb[0].shape==(5,1,28,28)
-    learn.cbs.insert(0, Raises('before_batch', KeyboardInterrupt(), at=0))
-    with pytest.raises(KeyboardInterrupt): check_images(learn, learn.show_image_batch)
+    learn.cbs.insert(0, Raises('before_batch', KeyboardInterrupt()))
+    def interrupted():
+        with pytest.raises(KeyboardInterrupt): learn.show_image_batch()
+    check(learn, interrupted)
 
-@pytest.mark.parametrize('draw', [random.random, np.random.rand, lambda: torch.rand(1).item()],
-                         ids=['python','numpy','torch'])
-def test_show_image_batch_draws_afresh(monkeypatch, draw):
-    import miniai.augment as m
-    shown = []
-    monkeypatch.setattr(m, 'show_images', lambda ims, **kw: shown.append(ims.clone()))
-    learn = image_learner([BatchTransformCB(lambda b: (b[0]*0+draw(), *b[1:]))])
-    before = random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist()
-    for _ in range(2): learn.show_image_batch()
-    assert not torch.equal(*shown)
-    assert before==(random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state().tolist())
+DRAWS = dict(python=random.random, numpy=np.random.rand, torch=lambda: torch.rand(1).item())
+@pytest.mark.parametrize('draw', DRAWS)
+def test_show_image_batch_draws_afresh(shown, draw):
+    learn = image_learner([BatchTransformCB(lambda b: (b[0]*0+DRAWS[draw](), *b[1:]))])
+    for _ in range(2): check(learn, learn.show_image_batch)
+    (a,_),(b,_) = shown
+    assert not torch.equal(a, b)
 
-def check_images(learn, f):
-    state = lambda: ([t.clone() for t in learn.model.state_dict().values()], learn.opt, torch.get_rng_state(),
-                     learn.dls.train.sampler.generator.get_state(), list(learn.cbs), learn.model.training)
-    a = state()
-    try: f()
-    finally: b = state()
-    assert all(map(torch.equal, a[0], b[0])) and a[1] is b[1]
-    assert torch.equal(a[2], b[2]) and torch.equal(a[3], b[3]) and a[4:]==b[4:]
+def test_show_image_batch_inside_a_fit_shows_training_images(shown):
+    class Shows(Callback):
+        def after_epoch(self, learn): learn.show_image_batch(4)
+    a,b = (image_learner(MetricsCB(Accuracy())) for _ in range(2))
+    set_seed(1)
+    a.fit(2)
+    set_seed(1)
+    b.fit(2, cbs=Shows())
+    assert len(shown)==4 and all(len(ims)==4 for ims,_ in shown)
+    assert all(map(torch.equal, a.model.state_dict().values(), b.model.state_dict().values()))
+
+def test_show_image_batch_without_training_data(shown):
+    x = images((6,1,28,28))
+    learn = image_learner(dls=DataLoaders(None, DataLoader(TensorDataset(x, torch.arange(6)%3), 3)))
+    learn.show_image_batch()
+    assert torch.equal(shown[0][0], x[:3])
+
+# Any data: with class names or without, tuples or dicts, loaders of any kind, gray or in color
+
+class Named(nn.Module):
+    "Takes its input by the name that it has in the batch"
+    def __init__(self, c, n_classes):
+        super().__init__()
+        self.lin = nn.Linear(c*64, n_classes)
+    def forward(self, pixels): return self.lin(pixels.flatten(1))
+
+def any_learner(n_classes=3, kind='tuple', c=1, vocab=None, n=24):
+    "Images in [-1,1] from a loader of torch; no validation image gets the class that the model says"
+    set_seed(0)
+    x,model = torch.rand(n,c,8,8)*2-1,Named(c, n_classes)
+    y = (model(x).argmax(1)+1)%n_classes
+    rows = TensorDataset(x, y) if kind=='tuple' else [dict(pixels=a, target=b) for a,b in zip(x, y)]
+    dls = DataLoaders(DataLoader(rows, 5, shuffle=True), DataLoader(rows, 5, shuffle=True), vocab=vocab)
+    return TrainLearner(model, dls, lambda preds,target: F.cross_entropy(preds, target))
+
+@pytest.mark.parametrize('kind', ['tuple','dict'])
+@pytest.mark.parametrize('c', [1,3])
+@pytest.mark.parametrize('n_classes, vocab', [(3,None), (12,None), (3,['cat','dog','cow']), (12,['cat','dog','cow'])])
+def test_pictures_of_any_data(shown, kind, c, n_classes, vocab):
+    learn = any_learner(n_classes, kind, c, vocab)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fig = plot_mistakes(learn, 6)
+        fig.canvas.draw()
+        learn.show_image_batch(4).canvas.draw()
+    titles = [ax.get_title() for ax in fig.axes]
+    name = lambda i: vocab[i] if vocab and i<len(vocab) else f'class {i}'
+    preds,y,x = learn.capture_preds(inps=True)
+    if kind=='dict': y,x = y['target'],x['pixels']
+    p,pred = preds.softmax(1).max(1)
+    worst = p.argsort(descending=True)[:6].tolist()
+    assert titles==[f'{name(y[i])}\nmodel: {name(pred[i])}, {p[i]:.0%}' for i in worst]
+    for ims,_ in shown: assert c==1 or (ims.min()>=0 and ims.max()<=1)
+
+def test_pictures_of_mistakes_where_there_are_none_or_no_labels():
+    learn = any_learner()
+    learn.dls.valid = [(x, learn.model(x).argmax(1)) for x,_ in learn.dls.valid]
+    assert plot_mistakes(learn) is None
+    learn.dls.valid,learn.loss_func = [x for x,_ in learn.dls.valid],lambda preds,*y: preds.sum()
+    with pytest.raises(ValueError, match=r'labels \(n,\), but these are \[\(24, 3\), None\]'): plot_mistakes(learn)
+
+@pytest.mark.parametrize('kind', ['tuple','dict'])
+def test_mixing_and_views_of_any_data(kind):
+    learn = any_learner(12, kind)
+    learn.fit(2, cbs=[AltFlipCB(), CutMixCB(per_image=True), MetricsCB(Accuracy())])
+    probs,targs = learn.tta()
+    assert probs.shape==(24,12) and torch.allclose(probs.sum(1), torch.ones(24))
+    both,_ = ensemble([learn, any_learner(12, kind)], dl=list(learn.dls.valid)) if kind=='tuple' else (probs,0)
+    assert both.shape==(24,12)
+
+def test_views_of_masks_come_with_an_inverse():
+    x,flip = images((4,2,6,6)),lambda t: t.flip(-1)
+    learn = TrainLearner(nn.Conv2d(2,3,1), DataLoaders.from_tensors({'valid': (x,x[:,:1])}, 3), lambda p,y: p.mean())
+    plain,_ = learn.capture_preds()
+    assert torch.allclose(learn.tta([lambda t: t, (flip,flip)])[0], plain.softmax(1), atol=1e-6)
+    assert torch.allclose(learn.tta([(flip,flip)], probs=False)[0], plain, atol=1e-6)
+    assert not torch.allclose(learn.tta([lambda t: t, flip], probs=False)[0], plain, atol=1e-3)
+
+def test_tta_of_several_outputs():
+    class Two(nn.Module):
+        def forward(self, x): return {'a': x.flatten(1), 'b': (-x.flatten(1),)}
+    x = images((5,1,2,2))
+    learn = TrainLearner(Two(), DataLoaders(None, [(x,torch.zeros(5))]), lambda preds,y: preds['a'].sum())
+    preds,_ = learn.tta([lambda x: x, lambda x: x*3], probs=False)
+    assert torch.allclose(preds['a'], 2*x.flatten(1)) and torch.allclose(preds['b'][0], -2*x.flatten(1))
+    probs,_ = learn.tta()
+    tree_map(lambda t: torch.testing.assert_close(t.sum(1), torch.ones(5)), probs)
 
 class Sums(nn.Module):
     "Scores that a view changes in a known way: the sum of an image, and zero"
@@ -362,8 +470,8 @@ def test_tta_of_an_equivariant_model_is_the_expected_mean(shuffle):
     probs,targs2 = learn.tta(views)
     want = torch.sigmoid(s[targs,None]*factors).mean(1)
     assert torch.allclose(probs[:,0], want, atol=1e-6) and torch.allclose(probs.sum(1), torch.ones(23))
-    assert torch.equal(targs, targs2)
-    assert sorted(targs.tolist())==list(range(23)) and (targs.tolist()!=list(range(23)))==shuffle
+    assert torch.equal(targs, targs2) and sorted(targs.tolist())==list(range(23))
+    assert (targs.tolist()!=list(range(23)))==shuffle
 
 def test_tta_of_an_invariant_model_changes_nothing():
     learn,*_ = sums_learner()
@@ -492,5 +600,5 @@ def test_bad_ensembles():
         def __iter__(self):
             Moves.n += 1
             yield images((3,1,28,28)), torch.full((3,), Moves.n%3)
-    with pytest.raises(ValueError, match='other rows the second time'):
-        ensemble([image_learner(), image_learner()], dl=Moves())
+    two = [image_learner(), image_learner()]
+    with pytest.raises(ValueError, match='other rows the second time'): ensemble(two, dl=Moves())
