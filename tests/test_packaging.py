@@ -184,7 +184,7 @@ def made(tmp_path):
     def make(*args):
         (tmp_path/'log').write_text('')
         args = ['make', f'PYTHON={tmp_path}/fake', *args]
-        env = {k: v for k,v in os.environ.items() if not k.startswith(('MAKE','MFLAGS'))}  # this may run under make itself
+        env = {k: v for k,v in os.environ.items() if not k.startswith(('MAKE','MFLAGS'))}  # make may run this
         res = subprocess.run(args, cwd=tmp_path, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         return res.returncode, [l.split()[0] for l in (tmp_path/'log').read_text().splitlines()], res.stdout
     return make
