@@ -91,10 +91,10 @@ def map_batch(
 ): # The same structure with `f` applied; what is not a tensor stays as it is
     "Apply `f` to every tensor in `b`"
     if isinstance(b, torch.Tensor): return f(b)
-    if isinstance(b, Mapping): return {k: map_batch(f, v) for k,v in b.items()}
-    if not isinstance(b, (list,tuple)): return b
-    res = [map_batch(f, o) for o in b]
-    return type(b)(*res) if hasattr(b, '_fields') else type(b)(res)
+    if isinstance(b, (list,tuple)):
+        res = [map_batch(f, o) for o in b]
+        return type(b)(*res) if hasattr(b, '_fields') else type(b)(res)
+    return {k: map_batch(f, v) for k,v in b.items()} if isinstance(b, Mapping) else b
 
 def to_device(b, device=None):
     "Move every tensor in `b` to `device`; None is `def_device`"

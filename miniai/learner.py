@@ -98,9 +98,9 @@ def _describe(o):
     return 'none' if o is None else type(o).__name__
 
 def _tensors(o):
-    found = []
-    map_batch(found.append, o)
-    return found
+    if isinstance(o, torch.Tensor): return [o]
+    items = o if isinstance(o, (tuple,list)) else o.values() if isinstance(o, Mapping) else ()
+    return [t for v in items for t in _tensors(v)]
 
 def _hints(e, learn):
     "What may be wrong with this batch, and the remedy, the likeliest first"
@@ -499,11 +499,11 @@ class Mean:
 class Accuracy(Mean):
     "Fraction of predictions whose highest score is the target's; classes in dimension 1"
     def update(self, preds, target):
-        fits = preds.ndim>1 and preds.shape[1]>1 and preds.shape[:1]+preds.shape[2:]==target.shape
+        fits = preds.ndim>1 and preds.shape[1]>1 and (top := preds.argmax(1)).shape==target.shape
         if not fits or target.is_floating_point():
             raise ValueError('Accuracy compares scores of shape (n,classes,...), two classes or more, with labels '
                              f'of shape (n,...), but got {_describe(preds)} and {_describe(target)}.')
-        self.total += (preds.argmax(1)==target).sum()
+        self.total += (top==target).sum()
         self.n += target.numel()
 
 # %% ../nbs/09_learner.ipynb #e28756d2
@@ -554,7 +554,7 @@ class MetricsCB(Callback):
     def after_batch(self, learn):
         args = _metric_args(self.metrics, map_batch(torch.Tensor.detach, learn.preds), learn.yb)
         for nm,m in self.metrics.items(): m.update(*args[nm])
-        self.loss.update(learn.loss.detach(), len(next(iter(_tensors(learn.batch)))))
+        self.loss.update(learn.losses[-1], len(_tensors(learn.batch)[0]))
     def after_epoch(self, learn):
         res = {nm: _number(m.compute()) for nm,m in {'loss': self.loss, **self.metrics}.items()}
         res['seconds'] = time.perf_counter()-self.start
@@ -659,7 +659,7 @@ class ProgressCB(Callback):
         self.view.row(row)
     def after_batch(self, learn):
         self.n += 1
-        if learn.training and learn.loss is not None: self.losses.append(learn.loss.detach())
+        if learn.training and learn.losses: self.losses.append(learn.losses[-1])
         if time.perf_counter()-self.shown>self.every: self._draw(learn)
     def after_epoch(self, learn): self._draw(learn)
     def _draw(self, learn):
