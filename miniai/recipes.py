@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-import fastcore.all as fc, matplotlib.pyplot as plt, pandas as pd, torch, torch.nn.functional as F
+import fastcore.all as fc, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn, optim
 import miniai
 from .core import def_device, keep_freed_memory, set_seed, to_cpu
@@ -24,6 +24,7 @@ from .sgd import BatchSchedCB, OneCycle
 from .resnet import base_model, conv_model, resnet
 from .augment import RandCopy, RandCrop, RandErase, RandFlip, tfm_batch
 from .augment import ensemble, model2, model3, model4, plot_mistakes, wide
+from .accel import MixedPrecision, amp_dtype, fast_layers
 from .checkpoint import CheckpointCB, atomic, differences, digest, load_safely, save_safely
 
 # %% ../nbs/17_recipes.ipynb #5ad94a75
@@ -78,14 +79,21 @@ def get_recipe(name)->Recipe:
 # %% ../nbs/17_recipes.ipynb #229a83cd
 def _make_model(nm, mean=0., std=1.): return nn.Sequential(Normalize(mean, std), models[nm]())
 
-def recipe_learner(r, splits, device=None, seed=42, cbs=None)->Learner:
+_amps = {torch.float32: 'no', torch.bfloat16: 'bf16', torch.float16: 'fp16'}
+
+def _amp_dtype(amp, device):
+    if amp not in ('auto','bf16','no'): raise ValueError(f'amp is {amp!r}, it has to be auto, bf16 or no.')
+    return torch.bfloat16 if amp=='bf16' else (amp=='auto' and amp_dtype(device)) or torch.float32
+
+def recipe_learner(r, splits, device=None, seed=42, cbs=None, amp='auto')->Learner:
     "A learner that is ready to train the `Recipe` r for its epochs, on `splits` as `fashion_tensors` gives them"
     set_seed(seed)
     dls = DataLoaders.from_tensors(splits, r.batch_size, seed=seed, vocab=class_names)
     model = _make_model(r.model, *pixel_stats(splits['train'][0])).to(memory_format=torch.channels_last)
     if r.kaiming: model.apply(partial(init_weights, leaky=.1))
+    if torch.device(device or def_device).type=='cpu': fast_layers(model)
     cbs = [DeviceCB(device), BatchSchedCB(partial(OneCycle, max_lr=r.lr, total_steps=r.epochs*len(dls.train))),
-           MetricsCB(Accuracy()), *fc.L(cbs)]
+           MetricsCB(Accuracy()), MixedPrecision(_amp_dtype(amp, device)), *fc.L(cbs)]
     if r.augment: cbs.append(BatchTransformCB(partial(tfm_batch, tfm_x=batch_tfms[r.augment]), on_val=False))
     return TrainLearner(model, dls, F.cross_entropy, r.lr, cbs, optim.AdamW)
 
@@ -129,9 +137,9 @@ _keys = ('recipe model seed epochs accuracy tta_accuracy loss train_accuracy sec
          'device threads amp torch date commit data').split()
 _changed = ['lr','batch_size','valid','images']  # in a line of results where they are not the recipe's
 
-def _identity(r, seed, valid, splits):
+def _identity(r, seed, valid, amp, splits):
     tfm = str(batch_tfms[r.augment]) if r.augment else None
-    d = asdict(r) | dict(recipe=r.name, augment=tfm, seed=seed, valid=valid, amp='no', data=digest(splits))
+    d = asdict(r) | dict(recipe=r.name, augment=tfm, seed=seed, valid=valid, amp=amp, data=digest(splits))
     return {k: v for k,v in d.items() if k not in ('name','lesson','member')}
 
 def _changes(d, n_train):
@@ -139,8 +147,9 @@ def _changes(d, n_train):
     usual = dict(lr=r.lr, batch_size=r.batch_size, valid=0, images=n_train if full else 0)
     return {k: v for k,v in (d | {'images': n_train}).items() if k in usual and v!=usual[k]}
 
-def _run_name(d, changes):
+def _run_name(d, changes, amp):
     nums = [nm + f'{changes[k]:g}' for k,nm in (('lr','lr'), ('batch_size','bs'), ('valid','valid')) if k in changes]
+    if amp!='auto': nums.append(f'amp-{amp}')
     model = d['model'] if d['model']!=recipes[d['recipe']].model else ''
     data = _data.get(d['data'], f"data-{d['data'][:8]}")
     return '-'.join(filter(None, [d['recipe'], model, f"{d['epochs']}ep", f"seed{d['seed']}", *nums, data]))
@@ -174,6 +183,7 @@ def train_or_load(
     device:str=None, # cpu, cuda or mps, if not the fastest one here
     data:str='auto', # auto, full, sample, or a folder with the four IDX .gz files
     valid:int=0, # Training images to hold out and validate on, instead of the test images
+    amp:str='auto', # Half precision: auto (where the device computes in it), bf16 or no
     threads:int=None, # CPU threads, if not as many as torch takes
     out:str='runs', # Folder for the run's folder
     restart:bool=False # Train anew where there is a finished or a stopped run?
@@ -184,12 +194,12 @@ def train_or_load(
     if r.member: raise ValueError(f'{recipe} is an ensemble of {r.member}: load_ensemble opens it.')
     asked = dict(epochs=epochs, lr=lr, batch_size=batch_size, model=model)
     r,(splits,src) = replace(r, **{k: v for k,v in asked.items() if v}),_get_splits(data, device)
-    identity = _identity(r, seed, valid, splits)
+    identity = _identity(r, seed, valid, _amps[_amp_dtype(amp, device)], splits)
     if valid: splits = hold_out(splits, valid)
-    learn = recipe_learner(r, splits, device, seed, cbs=[ProgressCB(), _DivergedCB()])
+    learn = recipe_learner(r, splits, device, seed, [ProgressCB(), _DivergedCB()], amp)
     n,m = (len(dl.x) for dl in (learn.dls.train, learn.dls.valid))
     changes = _changes(identity, n)
-    learn.run = run = Path(out)/_run_name(identity, changes)
+    learn.run = run = Path(out)/_run_name(identity, changes, amp)
     kind = 'held-out' if valid else 'test'
     print(f'{src}: {n:,} images to train on, {m:,} {kind} images to validate on.', flush=True)
     if (run/'result.json').exists() and not restart:
@@ -209,9 +219,10 @@ def _train_run(learn, identity, changes, device, threads, restart):
     try:
         torch.set_num_threads(threads or was)
         n = torch.get_num_threads()
-        print(f'Training {run.name} on {device}; CPU threads: {n}.', flush=True)
+        print(f"Training {run.name} on {device}; CPU threads: {n}; amp: {d['amp']}.", flush=True)
         learn.fit(d['epochs'], cbs=CheckpointCB(run/'checkpoint.pt', **d))
-        rows,tta = learn.metrics.history,_accuracy(*learn.tta()) if d['tta'] else None
+        rows,preds = learn.metrics.history,_write_preds(learn, d['tta'])
+        tta = _accuracy(preds['tta'], preds['targs']) if d['tta'] else None
         last = {k: round(v, 5) for k,v in rows[-1].items()}
         res = d | changes | dict(
             accuracy=last['valid_accuracy'], loss=last['valid_loss'], train_accuracy=last['train_accuracy'],
@@ -221,6 +232,13 @@ def _train_run(learn, identity, changes, device, threads, restart):
         learn.result = {k: res[k] for k in [*_keys, *changes]}
         _write_run(learn, d)
     finally: torch.set_num_threads(was)
+
+def _write_preds(learn, tta):
+    preds,targs = learn.tta([fc.noop])
+    res = dict(preds=preds, targs=targs) | (dict(tta=learn.tta()[0]) if tta else {})
+    small = {k: (v.to(torch.uint8) if k=='targs' else v.half()).cpu().numpy() for k,v in res.items()}
+    with atomic(learn.run/'preds.npz') as f: np.savez_compressed(f, **small)
+    return res
 
 def _accuracy(preds, targs): return round((preds.argmax(1)==targs).float().mean().item(), 5)
 
@@ -310,7 +328,7 @@ def results_table(results, names=None)->pd.DataFrame:
     "Accuracy by recipe, mean ± standard deviation over the seeds; `names` are the recipes to show, run or not"
     def stat(s): return '' if s.isna().any() else f'{s.mean():.4f}' + (f' ± {s.std():.4f}' if len(s)>1 else '')
     names = list(results.recipe.unique() if names is None else names)
-    by = ['recipe','model','epochs','device', *(k for k in _changed if k in results)]
+    by = ['recipe','model','epochs','device','amp', *(k for k in _changed if k in results)]
     rows = [dict(zip(by, key)) | dict(accuracy=stat(d.accuracy), TTA=stat(d.tta_accuracy.astype(float)), seeds=len(d),
                                       seconds=round(d.seconds.mean()))
             for key,d in results[results.recipe.isin(names)].groupby(by, sort=False, dropna=False)]
@@ -318,7 +336,7 @@ def results_table(results, names=None)->pd.DataFrame:
              for nm in names if nm not in set(results.recipe) for r in [get_recipe(nm)]]
     rows.sort(key=lambda o: names.index(o['recipe']))
     df = pd.DataFrame(rows, dtype=object).assign(lesson=[*map(_lesson, rows)], recipe=[*map(_title, rows)])
-    df = df.set_index('recipe').reindex(columns='epochs accuracy TTA seeds lesson seconds device'.split())
+    df = df.set_index('recipe').reindex(columns='epochs accuracy TTA seeds lesson seconds device amp'.split())
     return df.astype(object).fillna('').rename_axis(index=None, columns='recipe')
 
 # %% ../nbs/17_recipes.ipynb #dc9ac6d0
