@@ -171,7 +171,7 @@ def test_killed_at_random(tmp_path, idx_folder):
 def test_file_is_safe_and_whole(tmp_path):
     learner(tmp_path/'c.pt').fit(4)
     state = torch.load(tmp_path/'c.pt', weights_only=True)
-    assert state['epoch']==4 and len(state['callbacks'])==2
+    assert state['epoch']==4 and len(state['parts'])==4  # model, optimizer and two callbacks
     assert [f.name for f in tmp_path.iterdir()]==['c.pt']
 
 def test_looking_neither_saves_nor_loads(tmp_path):
@@ -199,7 +199,7 @@ def test_a_second_fit_says_what_it_does(tmp_path, capsys):
     before = outcome(learn)[:2]
     for l in learn, learner(tmp_path/'c.pt'):
         l.fit(4, cbs=Raises('before_batch', ZeroDivisionError()))
-        assert 'c.pt: all 4 epochs are done, nothing is trained' in capsys.readouterr().out
+        assert 'c.pt: 4 of 4 epochs are done, 0 to go; restart=True starts anew' in capsys.readouterr().out
         assert outcome(l)[:2]==before
     anew = learner(tmp_path/'c.pt', restart=True)
     anew.fit(4)
@@ -208,7 +208,7 @@ def test_a_second_fit_says_what_it_does(tmp_path, capsys):
 def test_going_on_is_said(tmp_path, capsys):
     stop(tmp_path/'c.pt', 'before_batch', at=8)
     learner(tmp_path/'c.pt').fit(4)
-    assert 'c.pt: going on with epoch 2 of 4' in capsys.readouterr().out
+    assert 'c.pt: 1 of 4 epochs are done, 3 to go' in capsys.readouterr().out
 
 def other_data():
     x,y = toy_dls().train.x,toy_dls().train.y
@@ -305,7 +305,7 @@ def test_atomic_is_all_or_nothing(tmp_path):
 def test_a_planted_link_is_not_followed(tmp_path):
     victim,f = tmp_path/'victim',tmp_path/'f.txt'
     victim.write_text('precious')
-    for link in f, tmp_path/f'.part-{os.getpid()}-f.txt': link.symlink_to(victim)
+    f.symlink_to(victim)
     with atomic(f) as t: t.write_text('new')
     assert victim.read_text()=='precious' and f.read_text()=='new' and not f.is_symlink()
 

@@ -8,8 +8,8 @@ from miniai.checkpoint import load_safely
 from miniai.datasets import fashion_tensors, pixel_stats
 from miniai.init import Normalize
 from miniai.learner import Callback
-from miniai.recipes import (load_ensemble, load_model, load_results, main, models, recipes, results_table,
-                            train_or_load)
+from miniai.recipes import (get_recipe, load_model, load_results, main, models, recipe_learner, recipes, replace,
+                            results_table, train_or_load)
 from conftest import FULL
 
 KEYS = ('recipe model seed epochs accuracy tta_accuracy loss train_accuracy seconds '
@@ -51,7 +51,7 @@ def test_a_run_on_the_sample(tmp_path):
     assert 'sample' in first and '3,500 images to train on, 500 held-out images to validate on' in first
     name = f'conv-1ep-seed3-bs512-valid500-{LIKE}sample'
     assert second==f'Training {name} on cpu; CPU threads: 1; amp: {HALF}.'
-    assert 'the lesson' not in last and 'on 500 held-out training images of the sample' in last
+    assert 'the lesson' not in last and 'on 500 held-out images of the sample' in last
     run = tmp_path/name
     assert sorted(f.name for f in run.iterdir())==FILES and str(run) in last
     r = json.loads((run/'result.json').read_text())
@@ -149,18 +149,28 @@ def test_predictions_are_kept(quick):
 def test_ensemble(quick, capsys):
     args = quick | dict(recipe='copy25x2', model='base', seed=7)
     main(**args)
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert 'both together: validation accuracy' in last
-    name = lambda nm,seed: next(Path(quick['out']).glob(f'{nm}-base-2ep-seed{seed}-*'))/'result.json'
-    one,two,both = (json.loads(name(*o).read_text()) for o in (('copy25',7),('copy25',8),('copy25x2',7)))
+    *_,measured,row,last = capsys.readouterr().out.splitlines()
+    assert measured.startswith('Measuring copy25x2-base-2ep-seed7') and 'valid loss' in row and 'with flipped views; weights' in last
+    run = lambda nm,seed: next(Path(quick['out']).glob(f'{nm}-base-2ep-seed{seed}-*'))
+    runs = [run(*o) for o in (('copy25',7),('copy25',8),('copy25x2',7))]
+    one,two,both = (json.loads((o/'result.json').read_text()) for o in runs)
     assert list(both)==list(one) and (both['recipe'],both['seed'])==('copy25x2',7)
     assert both['seconds']==round(one['seconds']+two['seconds'], 1) and one['loss']!=two['loss']
+    assert both['train_accuracy']==pytest.approx((one['train_accuracy']+two['train_accuracy'])/2, abs=1e-5)
     assert both['loss']<max(one['loss'], two['loss'])  # of a mean of probabilities, never above the mean of the losses
+    a,b,ab = (np.load(o/'preds.npz') for o in runs)
+    for k in 'preds','tta': assert (a[k].astype(float)+b[k])/2==pytest.approx(ab[k], abs=.01)
+    a,b,ab = map(load_model, runs)
+    x = torch.rand(3,1,28,28)
+    with torch.no_grad(): torch.testing.assert_close((a(x).softmax(1)+b(x).softmax(1))/2, ab(x).softmax(1))
+    shutil.rmtree(runs[2])
     main(**args)
     again = capsys.readouterr().out
     assert again.count('is finished')==2 and again.splitlines()[-1]==last
-    with pytest.raises(ValueError, match='conv is not an ensemble: train_or_load opens it'): load_ensemble('conv')
-    with pytest.raises(ValueError, match='copy25x2 is an ensemble of copy25'): train_or_load('copy25x2')
+    main(**args)
+    again = capsys.readouterr().out
+    assert 'Measuring' not in again and again.splitlines()[-1]==last
+    assert train_or_load(**args).history[-1]['train_seconds']>0
 
 @pytest.mark.full
 def test_full_data_is_found_and_compared(tmp_path, monkeypatch, capsys):
@@ -189,18 +199,16 @@ def test_full_size_is_not_full_data(quick, monkeypatch):
     "60,000 images of something else are never compared with the lesson"
     x = torch.zeros(60_000,1,1,1, dtype=torch.uint8)
     fake = {'train': (x, torch.zeros(60_000).long()), 'test': (x[:10], torch.zeros(10).long())}
-    r = miniai.recipes.get_recipe('conv')
-    d = miniai.recipes._identity(r, 42, 0, 'no', fake)
-    changes = miniai.recipes._changes(d, 60_000)
-    assert changes=={'images': 60_000} and '-data-' in miniai.recipes._run_name(d, changes)
+    _,changes,name = miniai.recipes._identify(get_recipe('conv'), fake)
+    assert changes=={'images': 60_000} and '-data-' in name
     assert miniai.recipes._lesson(dict(recipe='conv', model='conv', epochs=5, **changes))==''
 
 def test_an_edited_recipe_does_not_open_the_old_run(quick, monkeypatch):
     train_or_load(**quick)
     old = recipes['base']
-    monkeypatch.setitem(recipes, 'base', miniai.recipes.replace(old, kaiming=False))
+    monkeypatch.setitem(recipes, 'base', replace(old, lr=.05))
     before = {f.name: f.read_bytes() for f in run_of(quick['out']).iterdir()}
-    fails('cannot be opened: it was trained with kaiming True (now False)', '--restart', 'another out folder', **quick)
+    fails('cannot be opened: it was trained with lr 0.06 (now 0.05)', '--restart', 'another out folder', **quick)
     assert before=={f.name: f.read_bytes() for f in run_of(quick['out']).iterdir()}
     main(**quick, restart=True)
     main(**quick)
@@ -220,11 +228,11 @@ def test_a_stopped_run_goes_on_and_an_edited_one_does_not(quick, monkeypatch, ca
     run = stop_in_epoch_2(quick, monkeypatch)
     assert [f.name for f in run.iterdir()]==['checkpoint.pt']
     with monkeypatch.context() as m:
-        m.setitem(recipes, 'base', miniai.recipes.replace(recipes['base'], kaiming=False))
-        fails('checkpoint.pt is from a fit with kaiming True (now False)', 'restart', **quick)
+        m.setitem(recipes, 'base', replace(recipes['base'], lr=.05))
+        fails('checkpoint.pt is from a fit with lr 0.06 (now 0.05)', 'restart', **quick)
     capsys.readouterr()
     main(**quick)
-    assert 'going on with epoch 2 of 2' in capsys.readouterr().out and sorted(f.name for f in run.iterdir())==FILES
+    assert '1 of 2 epochs are done, 1 to go' in capsys.readouterr().out and sorted(f.name for f in run.iterdir())==FILES
 
 # ---- mistakes
 
@@ -234,7 +242,7 @@ def test_a_stopped_run_goes_on_and_an_edited_one_does_not(quick, monkeypatch, ca
     (dict(device='gpu'), ["device 'gpu' cannot be used here", 'choose cpu']), (dict(valid=4000), ['4000']),
     (dict(model='resnet999'), ["There is no model 'resnet999': choose from base, conv"]),
     (dict(recipe='resnet999'), ["There is no recipe 'resnet999': choose from base, conv"]),
-    (dict(amp='fp8'), ["amp is 'fp8', it has to be auto, bf16 or no"]), (dict(data='/nowhere'), ['/nowhere'])], ids=lambda o: next(iter(o)) if isinstance(o, dict) else '')
+    (dict(amp='fp8'), ["There is no amp 'fp8': choose from auto, no, bf16, fp16"]), (dict(data='/nowhere'), ['/nowhere'])], ids=lambda o: next(iter(o)) if isinstance(o, dict) else '')
 def test_bad_options(tmp_path, kwargs, words):
     "One line each, nothing trained, and no folder left"
     out = tmp_path/'new'/'out'
@@ -337,7 +345,9 @@ def test_planted_links_are_not_followed(quick, tmp_path, monkeypatch):
     victim = tmp_path/'victim'
     victim.write_text('precious')
     run = stop_in_epoch_2(quick, monkeypatch)
-    for nm in [*FILES[:-1], *(f'.part-{os.getpid()}-{o}' for o in FILES)]: (run/nm).symlink_to(victim)
+    for nm in FILES[:-1]: (run/nm).symlink_to(victim)
+    (run/'.part-killed').mkdir()
+    (run/'.part-killed'/'model.pt').symlink_to(victim)
     main(**quick)
     assert victim.read_text()=='precious' and not any(f.is_symlink() for f in run.iterdir())
     assert sorted(f.name for f in run.iterdir())==FILES
@@ -384,10 +394,12 @@ def test_results(tmp_path, capsys):
     df = load_results(tmp_path)
     assert len(df)==2 and len(load_results(tmp_path, changed=True))==3
     table = results_table(df, ['aug20','copy25x2'])
-    assert list(table.columns)=='epochs accuracy TTA seeds lesson seconds device amp'.split()
-    assert list(table.loc['aug20'])==[20,'0.9050 ± 0.0071','0.9100 ± 0.0000',2,'0.940',1800,'cpu','bf16']
-    assert list(table.loc['copy25x2'])==[25,'not run yet: miniai-train --recipe copy25x2','','','0.944','','','']
-    assert list(results_table(load_results(tmp_path, changed=True)).index)==['aug20','aug20, lr 0.1']
+    assert list(table.columns)=='model epochs accuracy TTA seeds lesson seconds device amp'.split()
+    assert list(table.loc['aug20'])==['wide',20,'0.9050 ± 0.0071','0.9100 ± 0.0000',2,'0.940',1800,'cpu','bf16']
+    assert list(table.loc['copy25x2'])==['wide',25,'not run yet: miniai-train --recipe copy25x2','','','0.944','','','']
+    changed = results_table(load_results(tmp_path, changed=True))
+    assert list(changed.index)==['aug20','aug20'] and list(changed.lr)==['',.1] and list(changed.lesson)==['0.940','']
+    assert 'valid' not in changed
     others = pd.DataFrame([LINE|dict(model='model4'), LINE|dict(recipe='mine')])
     assert list(results_table(others).lesson)==['0.940 with wide','']
     assert list(results_table(pd.DataFrame([LINE|dict(tta_accuracy=None)])).TTA)==['']
