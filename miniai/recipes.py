@@ -227,7 +227,7 @@ def _write_run(learn, identity, changes, commit):
     res = identity | changes | dict(
         accuracy=last['valid_accuracy'], loss=last['valid_loss'], train_accuracy=last['train_accuracy'],
         tta_accuracy=accuracy('tta'), seconds=round(sum(o['train_seconds'] for o in rows), 1),
-        device=(torch.cuda.get_device_name() if device.type=='cuda' else device.type) + (f' ×{n}' if n>1 else ''),
+        device=(torch.cuda.get_device_name() if device.type=='cuda' else device.type) + (f' x{n}' if n>1 else ''),
         threads=torch.get_num_threads(), torch=torch.__version__, date=date.today().isoformat(), commit=commit)
     learn.result = {k: res[k] for k in [*_keys, *changes]}
     save_safely(dict(identity=identity, history=rows, vocab=class_names, size=list(learn.dls.train.x.shape[1:]),

@@ -5,7 +5,8 @@ from pathlib import Path
 from torch import optim
 from torch.utils.data import DataLoader, TensorDataset
 import miniai.augment  # capture_preds
-from miniai.checkpoint import CheckpointCB, atomic, load_safely, save_safely
+from miniai.accel import EMACB
+from miniai.checkpoint import CheckpointCB, EarlyStopCB, SaveBestCB, atomic, load_safely, save_safely
 from miniai.core import set_seed
 from miniai.datasets import DataLoaders
 from miniai.learner import Accuracy, Callback, MetricsCB, MomentumLearner, TrainLearner
@@ -330,3 +331,83 @@ def test_a_folder_that_vanished_is_made_again(tmp_path, want):
     learn = learner(tmp_path/'d'/'c.pt', cbs=[Vanish()])
     learn.fit(4)
     assert outcome(learn)==want and load_safely(tmp_path/'d'/'c.pt')['epoch']==4
+
+# ---- the best epoch, and early stopping
+
+class Plays(Callback):
+    "Writes `vals` into the history, one an epoch, as what was measured; the weights are the epoch's number"
+    order = MetricsCB.order+.5
+    def __init__(self, vals, col='valid_loss', kind=False): self.vals,self.col,self.kind = vals,col,kind
+    def after_epoch(self, learn):
+        if learn.dry_run or learn.training!=self.kind: return
+        learn.history[-1][self.col] = self.vals[learn.epoch]
+        with torch.no_grad(): learn.model[0].weight.fill_(learn.epoch+1)
+
+def played(vals, *cbs, col='valid_loss', ckpt=None, **kwargs):
+    learn = learner(ckpt, cbs=[Plays(vals, col), *cbs])
+    learn.fit(len(vals), **kwargs)
+    return learn, learn.model[0].weight[0,0].item(), len(learn.history)
+
+nan = float('nan')
+
+@pytest.mark.parametrize('vals, best', [
+    ([3.,1.,2.,4.], 2), ([3.,2.,1.], 3), ([1.,1.,1.], 1), ([1.,2.,nan], 1), ([nan,2.,3.], 2), ([nan,nan], 1)])
+def test_the_best_epoch_is_loaded_at_the_end(tmp_path, vals, best):
+    f = tmp_path/'best.pt'
+    assert played(vals, SaveBestCB(path=f))[1:]==(best, len(vals))
+    assert (load_safely(f)['0.weight']==best).all()
+    assert played([1-o for o in vals], SaveBestCB('valid_accuracy'), col='valid_accuracy')[1]==best
+    assert played(vals, SaveBestCB('valid_error_rate'), col='valid_error_rate')[1]==best
+
+@pytest.mark.parametrize('vals, patience, n', [
+    ([3.,1.,2.,4.,5.], 2, 4), ([3.,4.,.5,5.], 2, 4), ([1.,1.,1.], 1, 2), ([3.,2.,1.], 1, 3), ([nan,nan,nan,nan], 3, 4)])
+def test_early_stopping(capsys, vals, patience, n):
+    assert played(vals, EarlyStopCB(patience=patience))[2]==n
+    assert ('Stopped after epoch' in capsys.readouterr().out)==(n<len(vals))
+    assert played([-o for o in vals], EarlyStopCB('valid_accuracy', patience), col='valid_accuracy')[2]==n
+
+def test_each_fit_has_its_own_best_epoch():
+    "Looks and evaluations change neither the weights nor what is known"
+    play,best,stop = Plays([1.,2.]),SaveBestCB(),EarlyStopCB(patience=1)
+    learn = learner(None, cbs=[play, best, stop])
+    learn.fit(2)
+    play.vals = [4.,3.,5.,6.]
+    learn.fit(4)
+    assert (learn.model[0].weight==2).all() and len(learn.history)==5
+    with torch.no_grad(): learn.model[0].weight.fill_(9)
+    learn.fit(1, train=False)
+    learn.lr_find(show=False)
+    learn.capture_preds()
+    assert (learn.model[0].weight==9).all()
+
+def test_best_of_the_training_loss_without_validation():
+    learn = learner(None, cbs=[Plays([1.,.5,2.], 'train_loss', True), SaveBestCB('train_loss')])
+    learn.fit(3, valid=False)
+    assert (learn.model[0].weight==2).all()
+
+def test_an_unknown_column_names_those_there_are():
+    for cb in SaveBestCB('valid_acuracy'),EarlyStopCB('valid_acuracy'):
+        with pytest.raises(ValueError, match="no 'valid_acuracy': choose from epoch, train_loss, .*valid_accuracy"):
+            learner(None, cbs=[cb]).fit(2)
+
+def test_an_averaged_model_is_kept_as_it_was_measured():
+    class Chooses(Plays):
+        def after_epoch(self, learn): learn.history[-1]['valid_error'] = abs(learn.epoch-1)
+    learn = learner(None, cbs=[Chooses([]), SaveBestCB('valid_error'), EMACB(.7)])
+    learn.fit(4)
+    learn.fit(1, train=False)
+    *losses,again = [r['valid_loss'] for r in learn.history]
+    assert again==pytest.approx(losses[1], rel=1e-6) and abs(losses[3]-again)>1e-4
+
+def test_stopped_fits_keep_the_best_epoch(tmp_path):
+    "A stopped training goes on with the best epoch it had, and an early end is met again"
+    vals = [3.,1.,2.,4.,5.]
+    cbs = lambda: (SaveBestCB(), EarlyStopCB(patience=2))
+    want = played(vals, *cbs())
+    for at in range(0, 24, 3):
+        f = tmp_path/f'{at}.pt'
+        stop = Raises('before_batch', KeyboardInterrupt(), at)
+        with pytest.raises(KeyboardInterrupt): played(vals, *cbs(), stop, ckpt=f)
+        for _ in range(2):
+            learn,*again = played(vals, *cbs(), ckpt=f)
+            assert again==[2., 4] and outcome(learn)[:2]==outcome(want[0])[:2]

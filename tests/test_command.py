@@ -70,7 +70,8 @@ def test_errors_of_the_command_line(capsys):
     assert '--recepi' in capsys.readouterr().err
     with pytest.raises(SystemExit): parser.parse_args(['--help'])
     out = capsys.readouterr().out
-    for o in 'recipe epochs lr batch model seed device data valid amp threads out restart'.split(): assert f'--{o}' in out
+    options = 'recipe epochs lr batch model seed device data valid amp threads out restart'
+    for o in options.split(): assert f'--{o}' in out
     out = ' '.join(out.split())
     assert 'Name of a recipe' in out and '(default: conv)' in out
 
@@ -100,7 +101,8 @@ def test_another_model(quick):
     res = train_or_load(**quick | dict(recipe='aug20', model='base')).result
     assert (res['recipe'],res['model'])==('aug20','base') and res['tta_accuracy'] is not None
     run = run_of(quick['out'])
-    assert run.name.startswith('aug20-base-2ep-seed42-bs8-'+LIKE+'data-') and type(load_model(run)[1]) is type(models['base']())
+    assert run.name.startswith(f'aug20-base-2ep-seed42-bs8-{LIKE}data-')
+    assert type(load_model(run)[1]) is type(models['base']())
 
 def test_a_model_takes_its_statistics_along(quick):
     learn = train_or_load(**quick)
@@ -150,7 +152,8 @@ def test_ensemble(quick, capsys):
     args = quick | dict(recipe='copy25x2', model='base', seed=7)
     main(**args)
     *_,measured,row,last = capsys.readouterr().out.splitlines()
-    assert measured.startswith('Measuring copy25x2-base-2ep-seed7') and 'valid loss' in row and 'with flipped views; weights' in last
+    assert measured.startswith('Measuring copy25x2-base-2ep-seed7') and 'valid loss' in row
+    assert 'with flipped views; weights' in last
     run = lambda nm,seed: next(Path(quick['out']).glob(f'{nm}-base-2ep-seed{seed}-*'))
     runs = [run(*o) for o in (('copy25',7),('copy25',8),('copy25x2',7))]
     one,two,both = (json.loads((o/'result.json').read_text()) for o in runs)
@@ -242,7 +245,8 @@ def test_a_stopped_run_goes_on_and_an_edited_one_does_not(quick, monkeypatch, ca
     (dict(device='gpu'), ["device 'gpu' cannot be used here", 'choose cpu']), (dict(valid=4000), ['4000']),
     (dict(model='resnet999'), ["There is no model 'resnet999': choose from base, conv"]),
     (dict(recipe='resnet999'), ["There is no recipe 'resnet999': choose from base, conv"]),
-    (dict(amp='fp8'), ["There is no amp 'fp8': choose from auto, no, bf16, fp16"]), (dict(data='/nowhere'), ['/nowhere'])], ids=lambda o: next(iter(o)) if isinstance(o, dict) else '')
+    (dict(amp='fp8'), ["There is no amp 'fp8': choose from auto, no, bf16, fp16"]),
+    (dict(data='/nowhere'), ['/nowhere'])], ids=lambda o: next(iter(o)) if isinstance(o, dict) else '')
 def test_bad_options(tmp_path, kwargs, words):
     "One line each, nothing trained, and no folder left"
     out = tmp_path/'new'/'out'
@@ -281,6 +285,56 @@ def test_two_processes_on_one_run(quick, monkeypatch):
     assert [f.name for f in run.iterdir()]==['checkpoint.pt'] and (run/'checkpoint.pt').read_bytes()==before
     os.close(fd)
     main(**quick)
+
+# ---- several processes
+
+SCRIPT = """
+import json, os, sys, miniai.recipes as r
+from miniai.learner import Callback
+r.plot_history = r.plot_mistakes = lambda *args: None
+class Dies(Callback):
+    def before_batch(self, learn):
+        if learn.epoch==1 and os.environ['RANK']=='1': raise ValueError('one is enough')
+quick = json.loads(sys.argv[1])
+"""
+
+def launch(folder, script, quick):
+    "The script in two processes; the exit status, and the lines of all"
+    (folder/'script.py').write_text(SCRIPT+script)
+    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', folder/'script.py']
+    p = subprocess.Popen([*run, json.dumps(quick)], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try: return p.communicate(timeout=120)[0].splitlines(), p.returncode
+    finally: p.terminate()  # after a hang: the launcher ends its processes
+
+def test_two_processes_train_one_run(quick, tmp_path):
+    "One of them dies, they go on, and end as two that were left alone; one speaks and writes"
+    pytest.importorskip('accelerate')
+    quick |= dict(amp='no', threads=1)
+    lines,rc = launch(tmp_path, "r._DivergedCB = Dies\nr.main(**quick)", quick)
+    run = run_of(quick['out'])
+    assert rc!=0 and lines.count('miniai-train: one is enough')==1
+    assert [f.name for f in run.iterdir()]==['checkpoint.pt']
+    locked = run.with_name(run.name.replace('seed42','seed5'))
+    locked.mkdir()
+    fd = os.open(locked, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    lines,rc = launch(tmp_path, """
+for o in dict(), dict(), dict(out=quick['out']+'2'), dict(recipe='copy25x2', model='base'), dict(seed=5):
+    r.main(**quick | o)
+""", quick)
+    os.close(fd)
+    assert rc!=0 and sum('is being trained by another process' in l for l in lines)==1
+    said = {'1 of 2 epochs are done': 1, 'Training': 4, 'Measuring': 1, 'epoch 1 ': 3, 'epoch 2 ': 4, 'is finished': 1,
+            'weights, log and pictures in': 6}
+    for what,n in said.items(): assert sum(what in l for l in lines)==n, (what, lines)
+    whole = run_of(quick['out']+'2')
+    a,b = (load_safely(o/'model.pt') for o in (run,whole))
+    assert all(torch.equal(a['state'][k], b['state'][k]) for k in a['state'])
+    assert sorted(f.name for f in run.iterdir())==[f for f in FILES if not f.endswith('png')]
+    one = train_or_load(**quick | dict(out=quick['out']+'1'))
+    assert json.loads((whole/'result.json').read_text())['device']=='cpu x2' and one.result['device']=='cpu'
+    assert one.history[0]['train_loss']==pytest.approx(b['history'][0]['train_loss'], rel=.05)  # batch norm differs
+    assert train_or_load(**quick | dict(out=whole.parent)).run==whole
 
 # ---- damaged and unwritable files
 
