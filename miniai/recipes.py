@@ -79,11 +79,13 @@ def get_recipe(name)->Recipe:
 # %% ../nbs/17_recipes.ipynb #229a83cd
 def _make_model(nm, mean=0., std=1.): return nn.Sequential(Normalize(mean, std), models[nm]())
 
-_amps = {torch.float32: 'no', torch.bfloat16: 'bf16', torch.float16: 'fp16'}
+_amps = {'no': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
-def _amp_dtype(amp, device):
+def _amp(amp, device):
+    "Key of `_amps`, for `auto` the one that `device` is fast with"
     if amp not in ('auto','bf16','no'): raise ValueError(f'amp is {amp!r}, it has to be auto, bf16 or no.')
-    return torch.bfloat16 if amp=='bf16' else (amp=='auto' and amp_dtype(device)) or torch.float32
+    half = amp_dtype(device) or torch.float32
+    return next(k for k,v in _amps.items() if v==half) if amp=='auto' else amp
 
 def recipe_learner(r, splits, device=None, seed=42, cbs=None, amp='auto')->Learner:
     "A learner that is ready to train the `Recipe` r for its epochs, on `splits` as `fashion_tensors` gives them"
@@ -93,7 +95,7 @@ def recipe_learner(r, splits, device=None, seed=42, cbs=None, amp='auto')->Learn
     if r.kaiming: model.apply(partial(init_weights, leaky=.1))
     if torch.device(device or def_device).type=='cpu': fast_layers(model)
     cbs = [DeviceCB(device), BatchSchedCB(partial(OneCycle, max_lr=r.lr, total_steps=r.epochs*len(dls.train))),
-           MetricsCB(Accuracy()), MixedPrecision(_amp_dtype(amp, device)), *fc.L(cbs)]
+           MetricsCB(Accuracy()), MixedPrecision(_amps[_amp(amp, device)]), *fc.L(cbs)]
     if r.augment: cbs.append(BatchTransformCB(partial(tfm_batch, tfm_x=batch_tfms[r.augment]), on_val=False))
     return TrainLearner(model, dls, F.cross_entropy, r.lr, cbs, optim.AdamW)
 
@@ -147,12 +149,12 @@ def _changes(d, n_train):
     usual = dict(lr=r.lr, batch_size=r.batch_size, valid=0, images=n_train if full else 0)
     return {k: v for k,v in (d | {'images': n_train}).items() if k in usual and v!=usual[k]}
 
-def _run_name(d, changes, amp):
+def _run_name(d, changes):
     nums = [nm + f'{changes[k]:g}' for k,nm in (('lr','lr'), ('batch_size','bs'), ('valid','valid')) if k in changes]
-    if amp!='auto': nums.append(f'amp-{amp}')
+    amp = d['amp'] if d['amp']!='no' else ''
     model = d['model'] if d['model']!=recipes[d['recipe']].model else ''
     data = _data.get(d['data'], f"data-{d['data'][:8]}")
-    return '-'.join(filter(None, [d['recipe'], model, f"{d['epochs']}ep", f"seed{d['seed']}", *nums, data]))
+    return '-'.join(filter(None, [d['recipe'], model, f"{d['epochs']}ep", f"seed{d['seed']}", *nums, amp, data]))
 
 # %% ../nbs/17_recipes.ipynb #c1b00021
 def _get_splits(data, device):
@@ -194,12 +196,12 @@ def train_or_load(
     if r.member: raise ValueError(f'{recipe} is an ensemble of {r.member}: load_ensemble opens it.')
     asked = dict(epochs=epochs, lr=lr, batch_size=batch_size, model=model)
     r,(splits,src) = replace(r, **{k: v for k,v in asked.items() if v}),_get_splits(data, device)
-    identity = _identity(r, seed, valid, _amps[_amp_dtype(amp, device)], splits)
+    identity = _identity(r, seed, valid, _amp(amp, device), splits)
     if valid: splits = hold_out(splits, valid)
     learn = recipe_learner(r, splits, device, seed, [ProgressCB(), _DivergedCB()], amp)
     n,m = (len(dl.x) for dl in (learn.dls.train, learn.dls.valid))
     changes = _changes(identity, n)
-    learn.run = run = Path(out)/_run_name(identity, changes, amp)
+    learn.run = run = Path(out)/_run_name(identity, changes)
     kind = 'held-out' if valid else 'test'
     print(f'{src}: {n:,} images to train on, {m:,} {kind} images to validate on.', flush=True)
     if (run/'result.json').exists() and not restart:

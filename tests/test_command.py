@@ -1,8 +1,9 @@
 "miniai-train, as somebody types it, and what it leaves behind"
 import csv, fcntl, gzip, json, os, shutil, subprocess, sys, pytest, torch
-import fastcore.all as fc, matplotlib.pyplot as plt, pandas as pd
+import fastcore.all as fc, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from pathlib import Path
 import miniai.datasets, miniai.recipes
+from miniai.accel import amp_dtype
 from miniai.checkpoint import load_safely
 from miniai.datasets import fashion_tensors, pixel_stats
 from miniai.init import Normalize
@@ -13,7 +14,9 @@ from conftest import FULL
 
 KEYS = ('recipe model seed epochs accuracy tta_accuracy loss train_accuracy seconds '
         'device threads amp torch date commit data').split()
-FILES = ['history.png','log.csv','mistakes.png','model.pt','result.json']
+FILES = ['history.png','log.csv','mistakes.png','model.pt','preds.npz','result.json']
+HALF = {torch.bfloat16: 'bf16', None: 'no'}[amp_dtype('cpu')]  # what --amp auto is on this processor
+LIKE = '' if HALF=='no' else f'{HALF}-'  # and its part in a run's name
 
 def cmd(*args, **env):
     "The command in a process of its own"
@@ -46,13 +49,14 @@ def test_a_run_on_the_sample(tmp_path):
     assert res.returncode==0, res.stderr
     first,second,*_,last = res.stdout.splitlines()
     assert 'sample' in first and '3,500 images to train on, 500 held-out images to validate on' in first
-    assert second=='Training conv-1ep-seed3-bs512-valid500-sample on cpu; CPU threads: 1.'
+    name = f'conv-1ep-seed3-bs512-valid500-{LIKE}sample'
+    assert second==f'Training {name} on cpu; CPU threads: 1; amp: {HALF}.'
     assert 'the lesson' not in last and 'on 500 held-out training images of the sample' in last
-    run = tmp_path/'conv-1ep-seed3-bs512-valid500-sample'
+    run = tmp_path/name
     assert sorted(f.name for f in run.iterdir())==FILES and str(run) in last
     r = json.loads((run/'result.json').read_text())
     assert list(r)==[*KEYS,'batch_size','valid','images'] and (r['valid'],r['images'])==(500,3500)
-    assert f"{r['accuracy']:.4f}" in last and r['amp']=='no'
+    assert f"{r['accuracy']:.4f}" in last and r['amp']==HALF
     rows = list(csv.DictReader((run/'log.csv').open()))
     assert len(rows)==1 and round(float(rows[-1]['valid_accuracy']),5)==r['accuracy']
     for f in 'history.png','mistakes.png': assert (run/f).read_bytes()[:4]==b'\x89PNG'
@@ -66,7 +70,7 @@ def test_errors_of_the_command_line(capsys):
     assert '--recepi' in capsys.readouterr().err
     with pytest.raises(SystemExit): parser.parse_args(['--help'])
     out = capsys.readouterr().out
-    for o in 'recipe epochs lr batch model seed device data valid threads out restart'.split(): assert f'--{o}' in out
+    for o in 'recipe epochs lr batch model seed device data valid amp threads out restart'.split(): assert f'--{o}' in out
     out = ' '.join(out.split())
     assert 'Name of a recipe' in out and '(default: conv)' in out
 
@@ -96,7 +100,7 @@ def test_another_model(quick):
     res = train_or_load(**quick | dict(recipe='aug20', model='base')).result
     assert (res['recipe'],res['model'])==('aug20','base') and res['tta_accuracy'] is not None
     run = run_of(quick['out'])
-    assert run.name.startswith('aug20-base-2ep-seed42-bs8-data-') and type(load_model(run)[1]) is type(models['base']())
+    assert run.name.startswith('aug20-base-2ep-seed42-bs8-'+LIKE+'data-') and type(load_model(run)[1]) is type(models['base']())
 
 def test_a_model_takes_its_statistics_along(quick):
     learn = train_or_load(**quick)
@@ -119,6 +123,29 @@ def test_auto_without_full_data_says_so(tmp_path, monkeypatch, capsys):
     assert out.startswith('No full Fashion-MNIST was found, so this uses the small sample') and 'the lesson' not in out
     with pytest.raises(FileNotFoundError): train_or_load('base', epochs=1, out=tmp_path, data='full')
 
+def test_half_precision(quick, monkeypatch, capsys):
+    "The line says which, and a run of one precision is not opened as the other"
+    results = {}
+    for half in torch.bfloat16,None:
+        monkeypatch.setattr(miniai.recipes, 'amp_dtype', lambda device: half)
+        for amp in 'auto','bf16','no': results[half,amp] = train_or_load(**quick, amp=amp)
+    out = capsys.readouterr().out.splitlines()
+    trained = [l.rsplit('; ', 1)[1] for l in out if l.startswith('Training')]
+    assert trained==['amp: bf16.','amp: no.'] and sum('is finished' in l for l in out)==4
+    amps = {k: l.result['amp'] for k,l in results.items()}
+    assert list(amps.values())==['bf16','bf16','no','no','bf16','no']
+    a,b = (results[torch.bfloat16,o].result['loss'] for o in ('auto','no'))
+    assert a!=b and a==pytest.approx(b, rel=.1)
+
+def test_predictions_are_kept(quick):
+    for recipe,files in ('base',['preds','targs']), ('aug20',['preds','targs','tta']):
+        learn = train_or_load(**quick | dict(recipe=recipe, model='base'))
+        with np.load(learn.run/'preds.npz') as f: saved = dict(f)
+        assert list(saved)==files and saved['targs'].tolist()==learn.dls.valid.y.tolist()
+        assert saved['preds'].sum(1)==pytest.approx(1, abs=.01)
+        for nm,key in zip(files[:1]+files[2:], ('accuracy','tta_accuracy')):
+            assert (saved[nm].argmax(1)==saved['targs']).mean()==pytest.approx(learn.result[key], abs=.051)  # 1 of 20
+
 def test_ensemble(quick, capsys):
     args = quick | dict(recipe='copy25x2', model='base', seed=7)
     main(**args)
@@ -138,7 +165,7 @@ def test_ensemble(quick, capsys):
 @pytest.mark.full
 def test_full_data_is_found_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv('MINIAI_DATA', raising=False)
-    main(recipe='base', out=str(tmp_path), epochs=1, device='cpu')
+    main(recipe='base', out=str(tmp_path), epochs=1, device='cpu', amp='no')
     assert '60,000 images to train on, 10,000 test images' in capsys.readouterr().out
     r = json.loads((tmp_path/'base-1ep-seed42/result.json').read_text())
     assert r['accuracy']>.7 and list(r)==KEYS and load_model(tmp_path/'base-1ep-seed42').vocab[1]=='Trouser'
@@ -163,7 +190,7 @@ def test_full_size_is_not_full_data(quick, monkeypatch):
     x = torch.zeros(60_000,1,1,1, dtype=torch.uint8)
     fake = {'train': (x, torch.zeros(60_000).long()), 'test': (x[:10], torch.zeros(10).long())}
     r = miniai.recipes.get_recipe('conv')
-    d = miniai.recipes._identity(r, 42, 0, fake)
+    d = miniai.recipes._identity(r, 42, 0, 'no', fake)
     changes = miniai.recipes._changes(d, 60_000)
     assert changes=={'images': 60_000} and '-data-' in miniai.recipes._run_name(d, changes)
     assert miniai.recipes._lesson(dict(recipe='conv', model='conv', epochs=5, **changes))==''
@@ -207,7 +234,7 @@ def test_a_stopped_run_goes_on_and_an_edited_one_does_not(quick, monkeypatch, ca
     (dict(device='gpu'), ["device 'gpu' cannot be used here", 'choose cpu']), (dict(valid=4000), ['4000']),
     (dict(model='resnet999'), ["There is no model 'resnet999': choose from base, conv"]),
     (dict(recipe='resnet999'), ["There is no recipe 'resnet999': choose from base, conv"]),
-    (dict(data='/nowhere'), ['/nowhere'])], ids=lambda o: next(iter(o)) if isinstance(o, dict) else '')
+    (dict(amp='fp8'), ["amp is 'fp8', it has to be auto, bf16 or no"]), (dict(data='/nowhere'), ['/nowhere'])], ids=lambda o: next(iter(o)) if isinstance(o, dict) else '')
 def test_bad_options(tmp_path, kwargs, words):
     "One line each, nothing trained, and no folder left"
     out = tmp_path/'new'/'out'
@@ -318,10 +345,11 @@ def test_planted_links_are_not_followed(quick, tmp_path, monkeypatch):
 def test_a_folder_that_vanishes_while_training(quick, monkeypatch):
     class Vanish(Callback):
         order = 500
+        skip_dry_run = True
         def after_fit(self, learn): shutil.rmtree(quick['out'])
     monkeypatch.setattr(miniai.recipes, '_DivergedCB', Vanish)
     main(**quick)
-    assert {'model.pt','result.json'} <= {f.name for f in run_of(quick['out']).iterdir()}
+    assert sorted(f.name for f in run_of(quick['out']).iterdir())==FILES
 
 # ---- the commit, and the tables
 
@@ -343,7 +371,7 @@ def test_a_foreign_repository_is_not_ours(tmp_path, monkeypatch):
     assert miniai.recipes._commit().endswith('-dirty')
 
 LINE = dict(recipe='aug20', model='wide', seed=0, epochs=20, accuracy=.9, tta_accuracy=.91, seconds=1800.4,
-            device='cpu')
+            device='cpu', amp='bf16')
 
 def test_lines_of_results_are_complete():
     "The lines that ship have all keys of today but the digest, in their order"
@@ -356,9 +384,9 @@ def test_results(tmp_path, capsys):
     df = load_results(tmp_path)
     assert len(df)==2 and len(load_results(tmp_path, changed=True))==3
     table = results_table(df, ['aug20','copy25x2'])
-    assert list(table.columns)=='epochs accuracy TTA seeds lesson seconds device'.split()
-    assert list(table.loc['aug20'])==[20,'0.9050 ± 0.0071','0.9100 ± 0.0000',2,'0.940',1800,'cpu']
-    assert list(table.loc['copy25x2'])==[25,'not run yet: miniai-train --recipe copy25x2','','','0.944','','']
+    assert list(table.columns)=='epochs accuracy TTA seeds lesson seconds device amp'.split()
+    assert list(table.loc['aug20'])==[20,'0.9050 ± 0.0071','0.9100 ± 0.0000',2,'0.940',1800,'cpu','bf16']
+    assert list(table.loc['copy25x2'])==[25,'not run yet: miniai-train --recipe copy25x2','','','0.944','','','']
     assert list(results_table(load_results(tmp_path, changed=True)).index)==['aug20','aug20, lr 0.1']
     others = pd.DataFrame([LINE|dict(model='model4'), LINE|dict(recipe='mine')])
     assert list(results_table(others).lesson)==['0.940 with wide','']
