@@ -1,8 +1,9 @@
 "Half precision, accumulation, clipping, averages, and several processes"
-import json, os, subprocess, sys, warnings, pytest, torch, torch.nn.functional as F
+import copy, json, os, subprocess, sys, warnings, pytest, torch, torch.nn.functional as F
 from torch import nn, optim
 from conftest import EVENTS, Raises, toy_dls, toy_model
-from miniai.accel import AccumCB, AccelerateCB, ClipCB, EMACB, MixedPrecision, amp_dtype
+from miniai.accel import (AccumCB, AccelerateCB, ClipCB, EMACB, MixedPrecision, NarrowNorm2d, PatchConv2d, amp_dtype,
+                          fast_layers)
 from miniai.activations import ActivationStats
 from miniai.augment import * # which adds capture_preds and tta to Learner
 from miniai.checkpoint import CheckpointCB
@@ -45,6 +46,53 @@ class See(Callback):
     def __init__(self, event, f, order=500):
         self.seen,self.order = [],order
         setattr(self, event, lambda learn: self.seen.append(f(learn)))
+
+# ---- fast_layers
+
+@pytest.mark.parametrize('nm', ['base','conv','resnet','wide','model2','model4'])
+def test_fast_layers_compute_the_same(nm):
+    from miniai.recipes import models
+    set_seed(0)
+    plain = models[nm]().double().to(memory_format=torch.channels_last)
+    fast = fast_layers(copy.deepcopy(plain))
+    assert {type(m) for m in fast.modules()} & {PatchConv2d,NarrowNorm2d}
+    x,y = torch.rand(8,1,28,28, dtype=torch.double),torch.arange(8)
+    for m in plain,fast: F.cross_entropy(m(x), y).backward()
+    for (k,p),q in zip(plain.named_parameters(), fast.parameters()): assert torch.allclose(p.grad, q.grad, atol=1e-9), k
+    fast.load_state_dict(plain.state_dict())
+    assert torch.allclose(plain.eval()(x), fast.eval()(x))
+    assert torch.allclose(copy.deepcopy(fast)(x), fast(x))
+
+@pytest.mark.parametrize('ks,stride,pad,size,bias', [(3,1,1,(4,4),True),(3,2,1,(2,2),False),(1,1,0,(3,2),True),
+                                                     (1,2,0,(1,1),True),(5,1,2,(4,1),False),(3,2,1,(3,3),True)])
+def test_a_patch_convolution_and_its_gradients(ks, stride, pad, size, bias):
+    set_seed(0)
+    conv = nn.Conv2d(3, 5, ks, stride, pad, bias=bias).double()
+    fast = fast_layers(nn.Sequential(copy.deepcopy(conv)))[0]
+    assert type(fast) is PatchConv2d
+    x = torch.randn(2, 3, *size, dtype=torch.double, requires_grad=True)
+    assert torch.allclose(fast(x), conv(x)) and torch.autograd.gradcheck(fast, x)
+    fast(x).square().sum().backward()
+    conv(x).square().sum().backward()
+    assert all(torch.allclose(p.grad, q.grad) for p,q in zip(conv.parameters(), fast.parameters()))
+
+def test_fast_layers_leave_alone_what_they_cannot_do():
+    class Own(nn.Conv2d): pass
+    odd = nn.Sequential(nn.Conv2d(4,4,3,groups=2), nn.Conv2d(4,4,3,dilation=2), nn.Conv2d(4,4,(1,3)), Own(4,4,3),
+                        nn.Conv2d(4,4,3,padding='same'), nn.Conv2d(4,4,3,padding=1,padding_mode='reflect'),
+                        nn.Conv1d(4,4,3), nn.BatchNorm2d(16), nn.BatchNorm1d(4))
+    kinds = [type(m) for m in odd]
+    assert [type(m) for m in fast_layers(odd)]==kinds
+
+def test_fast_layers_in_half_precision():
+    set_seed(0)
+    conv = nn.Conv2d(16, 16, 3, padding=1)
+    fast,x = fast_layers(nn.Sequential(copy.deepcopy(conv)))[0],torch.randn(8,16,4,4)
+    with torch.autocast('cpu', BF16): outs = conv(x),fast(x)
+    assert outs[1].dtype==BF16 and torch.allclose(*outs, atol=.05)
+    for o in outs: o.float().square().sum().backward()
+    assert fast.weight.grad.dtype==torch.float32
+    assert torch.allclose(conv.weight.grad, fast.weight.grad, atol=.02*conv.weight.grad.abs().max().item())
 
 # ---- amp_dtype
 

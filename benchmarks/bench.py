@@ -1,0 +1,280 @@
+"""Speed, measured: what a training loop costs, how fast each way of loading is, and how long the lesson's models take
+
+    make bench                            all of it, about half an hour on two cores; or one part:
+    python benchmarks/bench.py loops      a step of six libraries against a bare loop, at about 0.4, 1 and 10 ms a step
+    python benchmarks/bench.py loading    images per second of each way of loading
+    python benchmarks/bench.py models     seconds an epoch of resnet, model4 and wide, the lesson's way and ours
+    python benchmarks/bench.py imports    seconds and memory of an import
+    python benchmarks/bench.py targets    the fastest way to .917, .922, .927 and .942, from results/
+
+Contestants take turns in one run; the tables give medians, and the middle half of what was measured. Libraries that are
+not installed are left out, by name. Each part prints its table and writes it to benchmarks/results as JSON, with the
+machine it ran on; `loops` draws a chart as well. Leave the machine alone meanwhile: nothing else should run."""
+import contextlib, importlib.metadata, io, json, os, platform, statistics, subprocess, sys, time, warnings
+from datetime import date
+from functools import partial
+from pathlib import Path
+import numpy as np, pandas as pd, torch, torch.nn.functional as F
+from torch import nn, optim
+from miniai.core import keep_freed_memory, set_seed, to_device, def_device
+from miniai.datasets import DataLoaders, fashion_mnist, fashion_tensors, inplace, tensor_images
+from miniai.learner import Accuracy, DeviceCB, MetricsCB, ProgressCB, TrainLearner
+
+here = Path(__file__).parent
+out = here/'results'
+ROUNDS = 9
+
+def quietly(f, *args):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()): return f(*args)
+
+def spread(vals):
+    low,mid,high = statistics.quantiles(vals, n=4)
+    return round(mid, 4), f'{low:.4g} to {high:.4g}'
+
+def save(name, rows, **more):
+    df = pd.DataFrame(rows)
+    print(df.to_string(index=False), flush=True)
+    cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').open() if l.startswith('model name')),
+               platform.processor()) if Path('/proc/cpuinfo').exists() else platform.processor()
+    about = dict(date=date.today().isoformat(), torch=torch.__version__, device=def_device, cpu=cpu,
+                 threads=torch.get_num_threads(), **more)
+    out.mkdir(exist_ok=True)
+    (out/f'{name}.json').write_text(json.dumps({'about': about, 'rows': rows}, indent=1)+'\n')
+    return df
+
+# ---- loops: each trains `model` for one epoch on the list `batches`, measuring loss and accuracy, showing progress
+
+def bare(model, batches):
+    opt = optim.SGD(model.parameters(), .01)
+    model.train()
+    total,right,n = torch.zeros(()),torch.zeros((), dtype=torch.long),0
+    for x,y in batches:
+        preds = model(x)
+        loss = F.cross_entropy(preds, y)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        total += loss.detach()*len(x)
+        right += (preds.detach().argmax(1)==y).sum()
+        n += len(x)
+    return total.item()/n
+
+def miniai(model, batches):
+    cbs = [DeviceCB('cpu'), MetricsCB(Accuracy()), ProgressCB(mode='terminal')]
+    learn = TrainLearner(model, DataLoaders(batches), F.cross_entropy, .01, cbs)
+    learn.fit(1, valid=False)
+    return learn.history[-1]['train_loss']
+
+def fastai(model, batches):
+    from fastai.basics import DataLoaders as FastLoaders, Learner, SGD
+    class Loader(list):
+        device,n = torch.device('cpu'),sum(len(y) for _,y in batches)
+        def to(self, device): return self
+    learn = Learner(FastLoaders(Loader(batches), Loader(batches[:1]), device='cpu'), model, F.cross_entropy,
+                    opt_func=SGD, lr=.01)
+    learn.fit(1)
+    return float(learn.recorder.log[1])
+
+def lightning(model, batches):
+    import lightning as L
+    from torchmetrics.classification import MulticlassAccuracy
+    class Module(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model,self.acc = model,MulticlassAccuracy(10, average='micro')
+        def training_step(self, batch, i):
+            preds = self.model(batch[0])
+            loss = F.cross_entropy(preds, batch[1])
+            self.acc(preds, batch[1])
+            self.log('loss', loss, on_step=False, on_epoch=True, batch_size=len(batch[1]))
+            self.log('acc', self.acc, on_step=False, on_epoch=True)
+            return loss
+        def configure_optimizers(self): return optim.SGD(self.parameters(), .01)
+    trainer = L.Trainer(max_epochs=1, accelerator='cpu', logger=False, enable_checkpointing=False,
+                        enable_model_summary=False)
+    trainer.fit(Module(), torch.utils.data.DataLoader(batches, batch_size=None))
+    return trainer.callback_metrics['loss'].item()
+
+def skorch(model, batches):
+    from skorch import NeuralNetClassifier
+    from skorch.callbacks import EpochScoring
+    net = NeuralNetClassifier(model, criterion=nn.CrossEntropyLoss, optimizer=optim.SGD, lr=.01, max_epochs=1,
+                              train_split=None, iterator_train=lambda ds, **kwargs: batches, classes=list(range(10)))
+    net.fit(np.zeros((1,100), dtype=np.float32), np.zeros(1, dtype=np.int64))
+    return net.history[-1]['train_loss']
+
+def ignite(model, batches):
+    from ignite.contrib.handlers import ProgressBar
+    from ignite.engine import create_supervised_trainer
+    from ignite.metrics import Accuracy as IgniteAccuracy, Average
+    trainer = create_supervised_trainer(model, optim.SGD(model.parameters(), .01), nn.CrossEntropyLoss(),
+                                        output_transform=lambda x, y, preds, loss: (preds, y, loss.detach()))
+    IgniteAccuracy(output_transform=lambda o: o[:2]).attach(trainer, 'accuracy')
+    Average(output_transform=lambda o: o[2]).attach(trainer, 'loss')
+    ProgressBar().attach(trainer)
+    trainer.run(batches, max_epochs=1)
+    return float(trainer.state.metrics['loss'])
+
+def keras(model, batches):
+    os.environ['KERAS_BACKEND'] = 'torch'
+    import keras as K
+    m = K.Sequential([K.layers.TorchModuleWrapper(model)])
+    m.compile(K.optimizers.SGD(.01), K.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=['accuracy'])
+    class Data(K.utils.PyDataset):
+        def __len__(self): return len(batches)
+        def __getitem__(self, i): return batches[i]
+    return m.fit(Data(), epochs=1, shuffle=False).history['loss'][0]
+
+packages = dict(bare='torch', miniai='torch', fastai='fastai', lightning='lightning', skorch='skorch',
+                ignite='pytorch-ignite', keras='keras')
+
+def get_model(nh):
+    set_seed(0)
+    return nn.Sequential(nn.Linear(100,nh), nn.ReLU(), nn.Linear(nh,nh), nn.ReLU(), nn.Linear(nh,10))
+
+def timed(f, nh, batches):
+    model = get_model(nh)
+    start = time.perf_counter()
+    loss = quietly(f, model, batches)
+    return time.perf_counter()-start, loss
+
+def contestants():
+    for nm,pkg in packages.items():
+        try: importlib.metadata.version(pkg)
+        except importlib.metadata.PackageNotFoundError:
+            print(f'{nm} is left out: {pkg} is not installed.')
+            continue
+        yield nm,globals()[nm]
+
+def loops(rounds=ROUNDS, seconds=1.5):
+    torch.set_num_threads(1)
+    fs,rows = dict(contestants()),[]
+    for nh,bs in (64,128),(256,128),(512,448):
+        gen = torch.Generator().manual_seed(0)
+        batch = torch.randn(bs, 100, generator=gen),torch.randint(10, (bs,), generator=gen)
+        n = max(20, round(seconds*50/timed(bare, nh, [batch]*50)[0]))
+        times,losses = {nm: [] for nm in fs},{}
+        for r in range(rounds+1):
+            for nm,f in fs.items():
+                # two lengths: their difference is the steps alone, without what starting and ending a fit costs
+                (short,_),(long,losses[nm]) = timed(f, nh, [batch]*n),timed(f, nh, [batch]*(2*n))
+                if r: times[nm].append((long-short)/n*1e3)
+        for nm,loss in losses.items():
+            if nm!='fastai': assert abs(loss-losses['bare'])<1e-3, f'{nm} computes something else'
+        for nm in fs:
+            ratio,middle = spread([a/b for a,b in zip(times[nm], times['bare'])])
+            rows.append(dict(step_ms=round(statistics.median(times['bare']), 2), library=nm, times_bare=ratio, middle=middle,
+                             extra_us=round(1e3*(statistics.median(times[nm])-statistics.median(times['bare'])))))
+            print(rows[-1], flush=True)
+    versions = {nm: importlib.metadata.version(pkg) for nm,pkg in packages.items() if nm in fs}
+    df = save('loops', rows, versions=versions)
+    ax = df.pivot(index='library', columns='step_ms', values='times_bare').loc[list(fs)[::-1]].plot.barh(figsize=(7,4))
+    ax.set(title='Time of a training step, in times of a bare loop', xlabel='times a bare loop', ylabel='')
+    ax.axvline(1, color='gray', lw=1)
+    ax.legend(title='bare step, ms')
+    ax.figure.savefig(out/'loops.png', dpi=110, bbox_inches='tight')
+
+# ---- loading
+
+def loading(rounds=5):
+    from miniai.augment import RandCrop, RandFlip, tfm_batch
+    keep_freed_memory()
+    n,bs,dd = 6144,1024,fashion_mnist()
+    small = dd['train'].select(range(n))
+    tfm = nn.Sequential(RandCrop(1, per_image=True), RandFlip(per_image=True))
+    def from_dd(workers):
+        from datasets import DatasetDict
+        def to_tensors(b): b['image'] = tensor_images(b['image'])
+        tds = DatasetDict(train=small, test=small.select(range(bs))).with_transform(inplace(to_tensors))
+        return DataLoaders.from_dd(tds, bs, num_workers=workers).train
+    splits = {k: tuple(t[:n] for t in v) for k,v in fashion_tensors().items()}
+    fast = DataLoaders.from_tensors(splits, bs).train
+    ways = {f'with_transform, {w} workers': from_dd(w) for w in (0,2)} | {'tensors': fast, 'tensors, crop and flip': fast}
+    times = {nm: [] for nm in ways}
+    for r in range(rounds+1):
+        for nm,dl in ways.items():
+            start = time.perf_counter()
+            for b in dl:
+                if 'crop' in nm: tfm_batch(b, tfm)
+            if r: times[nm].append(n/(time.perf_counter()-start))
+    save('loading', [dict(way=nm, images_per_second=round(statistics.median(v)), middle=spread(v)[1])
+                     for nm,v in times.items()])
+
+# ---- models: each measurement in a process of its own, for the lesson's does not keep freed memory
+
+def one_model(name, way, steps=8):
+    from miniai.recipes import get_recipe, models, recipe_learner
+    r,n = get_recipe(name),1024*steps
+    if way=='ours':
+        keep_freed_memory()
+        splits = {k: tuple(t[:n] for t in v) for k,v in fashion_tensors().items()}
+        learn = recipe_learner(r, splits, 'cpu')
+    else:
+        dd = fashion_mnist()
+        def to_tensors(b): b['image'] = tensor_images(b['image'])
+        dd['train'],dd['test'] = dd['train'].select(range(n)),dd['test'].select(range(64))
+        dls = DataLoaders.from_dd(dd.with_transform(inplace(to_tensors)), 1024, num_workers=2)
+        learn = TrainLearner(models[r.model](), dls, F.cross_entropy, r.lr, [DeviceCB('cpu'), MetricsCB(Accuracy())],
+                             optim.AdamW)
+    learn.logger = lambda row: None
+    learn.fit(1, valid=False)
+    learn.fit(2, valid=False)
+    print(min(o['train_seconds'] for o in learn.history[1:])/n*60_000)
+
+def models(rounds=3):
+    rows = []
+    for nm in 'resnet','model4','wide':
+        times = {'lesson': [], 'ours': []}
+        for _ in range(rounds):
+            for way in times:
+                cmd = [sys.executable, __file__, 'one_model', nm, way]
+                res = subprocess.run(cmd, capture_output=True, text=True, check=True)
+                times[way].append(float(res.stdout.split()[-1]))
+        les,our = (statistics.median(times[way]) for way in times)
+        rows.append(dict(model=nm, lesson_s_an_epoch=round(les, 1), ours_s_an_epoch=round(our, 1), times_faster=round(les/our, 2),
+                         ratios=[round(a/b, 2) for a,b in zip(*times.values())]))
+        print(rows[-1], flush=True)
+    save('models', rows)
+
+# ---- imports
+
+def imports(rounds=5):
+    mods = ['torch','miniai.learner','miniai.all','fastai.vision.all','lightning','skorch','ignite.engine','keras']
+    times = {m: [] for m in mods}
+    code = ('import time; t=time.perf_counter(); import {}; s=time.perf_counter()-t; '
+            'import resource; print(s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)')
+    env = os.environ | {'KERAS_BACKEND': 'torch'}
+    for r in range(rounds+1):
+        for m in mods:
+            res = subprocess.run([sys.executable, '-c', code.format(m)], capture_output=True, text=True, env=env)
+            if res.returncode: times[m] = None
+            elif times[m] is not None and r: times[m].append([*map(float, res.stdout.split()[-2:])])
+    for m in mods:
+        if not times[m]: print(f'{m} is left out: it cannot be imported here.')
+    save('imports', [dict(module=m, seconds=round(statistics.median(t for t,_ in v), 2),
+                          megabytes=round(statistics.median(o for _,o in v))) for m,v in times.items() if v])
+
+# ---- targets, from the measured runs
+
+def targets():
+    from miniai.recipes import load_results
+    df = load_results(here.parent/'results', changed=True)
+    df = df[df.valid.isna() & df.images.isna()]
+    df['best'] = df[['accuracy','tta_accuracy']].astype(float).max(axis=1)
+    by = df.groupby(['recipe','epochs','device','threads','amp'], as_index=False).agg(
+        accuracy=('best','mean'), seconds=('seconds','mean'), seeds=('seed','size'))
+    rows = []
+    for t in .917,.922,.927,.942:
+        hit = by[by.accuracy>=t].sort_values('seconds')
+        if len(hit): rows.append({'target': t, **hit.iloc[0].round(4).to_dict()})
+    save('targets', rows)
+
+if __name__=='__main__':
+    warnings.simplefilter('ignore')
+    names = sys.argv[1:] or ['imports','loops','loading','models','targets']
+    if names[0]=='one_model': one_model(*names[1:])
+    else:
+        for nm in names:
+            print(f'\n{nm}', flush=True)
+            if len(names)==1: globals()[nm]()
+            else: subprocess.run([sys.executable, __file__, nm], check=True)
