@@ -220,13 +220,14 @@ def _train_run(learn, identity, changes, members, restart, threads):
 
 def _write_run(learn, identity, changes, commit):
     run,rows,device,n = learn.run,learn.history,learn.dls.train.x.device,int(os.environ.get('WORLD_SIZE', 1))
-    preds = dict(zip(('preds','targs'), learn.tta([fc.noop])))
-    if identity['augment']: preds['tta'] = learn.tta()[0]
-    def accuracy(k): return round((preds[k].argmax(1)==preds['targs']).float().mean().item(), 5) if k in preds else None
+    preds,tta = dict(zip(('preds','targs'), learn.tta([fc.noop]))),None
+    if identity['augment']:
+        preds['tta'] = learn.tta()[0]
+        tta = round((preds['tta'].argmax(1)==preds['targs']).float().mean().item(), 5)
     last = {k: round(v, 5) for k,v in rows[-1].items()}
     res = identity | changes | dict(
         accuracy=last['valid_accuracy'], loss=last['valid_loss'], train_accuracy=last['train_accuracy'],
-        tta_accuracy=accuracy('tta'), seconds=round(sum(o['train_seconds'] for o in rows), 1),
+        tta_accuracy=tta, seconds=round(sum(o['train_seconds'] for o in rows), 1),
         device=(torch.cuda.get_device_name() if device.type=='cuda' else device.type) + (f' x{n}' if n>1 else ''),
         threads=torch.get_num_threads(), torch=torch.__version__, date=date.today().isoformat(), commit=commit)
     learn.result = {k: res[k] for k in [*_keys, *changes]}
@@ -273,7 +274,7 @@ def _told(res, on):
 def load_model(run)->nn.Module: # In eval mode, on the CPU; `vocab` are its class names, `size` that of an image
     "The trained model of a finished run's folder; it takes images with pixels from 0 to 1"
     saved = load_safely(Path(run)/'model.pt')
-    model = _make_model(saved['identity']['model'], saved['identity']['member'])
+    model = _make_model(saved['identity']['model'], saved['identity'].get('member'))
     model.load_state_dict(saved['state'])
     model.vocab,model.size = saved['vocab'],saved['size']
     return model.eval()

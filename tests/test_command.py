@@ -290,6 +290,8 @@ def test_two_processes_on_one_run(quick, monkeypatch):
 
 SCRIPT = """
 import json, os, sys, miniai.recipes as r
+from miniai.accel import AccelerateCB
+from miniai.checkpoint import EarlyStopCB, SaveBestCB
 from miniai.learner import Callback
 r.plot_history = r.plot_mistakes = lambda *args: None
 class Dies(Callback):
@@ -319,14 +321,28 @@ def test_two_processes_train_one_run(quick, tmp_path):
     fd = os.open(locked, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     lines,rc = launch(tmp_path, """
+class Third(Callback):
+    order = 1
+    def after_epoch(self, learn): learn.history[-1]['valid_error'] = abs(learn.epoch-2)
+best = SaveBestCB('valid_error', quick['out']+'2/best.pt')
+cbs = [AccelerateCB(cpu=True), Third(), best, EarlyStopCB('valid_error', patience=2)]
+learn = r.recipe_learner(r.get_recipe('base', epochs=9, batch_size=8), r.fashion_tensors(quick['data']), 'cpu', cbs)
+learn.logger = lambda row: None
+learn.fit(9)
+res = len(learn.history),r.digest(learn.model.state_dict())
+with open(f"{quick['out']}{os.environ['RANK']}.json", 'w') as f: json.dump(res, f)
 for o in dict(), dict(), dict(out=quick['out']+'2'), dict(recipe='copy25x2', model='base'), dict(seed=5):
     r.main(**quick | o)
 """, quick)
     os.close(fd)
     assert rc!=0 and sum('is being trained by another process' in l for l in lines)==1
     said = {'1 of 2 epochs are done': 1, 'Training': 4, 'Measuring': 1, 'epoch 1 ': 3, 'epoch 2 ': 4, 'is finished': 1,
-            'weights, log and pictures in': 6}
+            'weights, log and pictures in': 6, 'Stopped after epoch 5': 1}
     for what,n in said.items(): assert sum(what in l for l in lines)==n, (what, lines)
+    a,b = (json.loads(Path(f"{quick['out']}{o}.json").read_text()) for o in (0,1))
+    best = Path(quick['out']+'2')/'best.pt'
+    assert a==b==[5, miniai.recipes.digest(load_safely(best))]
+    best.unlink()
     whole = run_of(quick['out']+'2')
     a,b = (load_safely(o/'model.pt') for o in (run,whole))
     assert all(torch.equal(a['state'][k], b['state'][k]) for k in a['state'])
