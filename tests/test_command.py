@@ -8,7 +8,7 @@ from miniai.checkpoint import load_safely
 from miniai.datasets import fashion_tensors, pixel_stats
 from miniai.init import Normalize
 from miniai.learner import Callback
-from miniai.recipes import (get_recipe, load_model, load_results, main, models, recipe_learner, recipes, replace,
+from miniai.recipes import (get_recipe, load_model, load_results, main, models, recipe_learner, recipes,
                             results_table, train_or_load)
 from conftest import FULL
 
@@ -209,7 +209,7 @@ def test_full_size_is_not_full_data(quick, monkeypatch):
 def test_an_edited_recipe_does_not_open_the_old_run(quick, monkeypatch):
     train_or_load(**quick)
     old = recipes['base']
-    monkeypatch.setitem(recipes, 'base', replace(old, lr=.05))
+    monkeypatch.setitem(recipes, 'base', old._replace(lr=.05))
     before = {f.name: f.read_bytes() for f in run_of(quick['out']).iterdir()}
     fails('cannot be opened: it was trained with lr 0.06 (now 0.05)', '--restart', 'another out folder', **quick)
     assert before=={f.name: f.read_bytes() for f in run_of(quick['out']).iterdir()}
@@ -231,7 +231,7 @@ def test_a_stopped_run_goes_on_and_an_edited_one_does_not(quick, monkeypatch, ca
     run = stop_in_epoch_2(quick, monkeypatch)
     assert [f.name for f in run.iterdir()]==['checkpoint.pt']
     with monkeypatch.context() as m:
-        m.setitem(recipes, 'base', replace(recipes['base'], lr=.05))
+        m.setitem(recipes, 'base', recipes['base']._replace(lr=.05))
         fails('checkpoint.pt is from a fit with lr 0.06 (now 0.05)', 'restart', **quick)
     capsys.readouterr()
     main(**quick)
