@@ -143,7 +143,8 @@ def _identify(r, splits):
              *(f'{_changed[k]}{v:g}' for k,v in changes.items()), r.amp if r.amp!='no' else '',
              _data.get(data, f'data-{data[:8]}')]
     if _data.get(data)!='': changes['images'] = len(splits['train'][0])-r.valid
-    identity = r._asdict() | dict(recipe=r.name, augment=r.augment and str(batch_tfms[r.augment]), data=data)
+    identity = r._asdict() | dict(recipe=r.name, data=data, augment=r.augment and str(batch_tfms[r.augment]),
+                                  member=r.member and str(recipes[r.member]))
     return {k: v for k,v in identity.items() if k not in ('name','lesson')}, changes, '-'.join(filter(None, parts))
 
 # %% ../nbs/17_recipes.ipynb #c1b00021

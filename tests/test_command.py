@@ -148,7 +148,7 @@ def test_predictions_are_kept(quick):
         for nm,key in zip(files[:1]+files[2:], ('accuracy','tta_accuracy')):
             assert (saved[nm].argmax(1)==saved['targs']).mean()==pytest.approx(learn.result[key], abs=.051)  # 1 of 20
 
-def test_ensemble(quick, capsys):
+def test_ensemble(quick, capsys, monkeypatch):
     args = quick | dict(recipe='copy25x2', model='base', seed=7)
     main(**args)
     *_,measured,row,last = capsys.readouterr().out.splitlines()
@@ -174,6 +174,8 @@ def test_ensemble(quick, capsys):
     again = capsys.readouterr().out
     assert 'Measuring' not in again and again.splitlines()[-1]==last
     assert train_or_load(**args).history[-1]['train_seconds']==both['seconds']
+    monkeypatch.setitem(recipes, 'copy25', recipes['copy25']._replace(lr=.05))
+    fails('cannot be opened: it was trained with member', 'lr=0.01', '(now', **args)
 
 @pytest.mark.full
 def test_full_data_is_found_and_compared(tmp_path, monkeypatch, capsys):
