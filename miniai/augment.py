@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_map
 from .core import show_image, show_images, subplots, to_cpu
 from .datasets import DataLoaders, TensorLoader
 from .init import BatchTransformCB, conv
-from .learner import _tensors, CancelFitException, Callback, DeviceCB, Learner, no_trace, split_batch
+from .learner import _tensors, Callback, CancelBatchException, CancelFitException, DeviceCB, Learner
+from .learner import call_with, no_trace, split_batch
 from .resnet import get_model
 
 # %% ../nbs/14_augment.ipynb #617834ce
@@ -44,12 +45,15 @@ def tfm_batch(b, tfm_x=fc.noop, tfm_y=fc.noop):
     return tfm_x(b[0]), *map(tfm_y, b[1:])
 
 # %% ../nbs/14_augment.ipynb #aee8571c
-class _FirstBatchCB(Callback):
-    "Takes the first batch when it is ready, and ends the fit"
-    order = 1000
-    def before_batch(self, learn):
-        self.batch = to_cpu(learn.batch)
-        raise CancelFitException()
+class _Take(Callback):
+    "At `event`, after all others, keeps the learner's `what` and raises `cancel`"
+    order = 2000
+    def __init__(self, event, what, cancel):
+        self.kept = []
+        def take(learn):
+            self.kept.append(to_cpu(getattr(learn, what)))
+            raise cancel()
+        setattr(self, event, take)
 
 def _drawable(x):
     "Images as they are, but colors scaled to [0,1]"
@@ -59,11 +63,11 @@ def _drawable(x):
 @fc.delegates(show_images)
 def show_image_batch(self:Learner, max_n=16, cbs=None, title='A batch, as the model sees it', **kwargs):
     "Show images of the first batch, of training if there is any, as they reach the model; no step is taken"
-    first,train = _FirstBatchCB(),getattr(self.dls, 'train', None) is not None
+    first,train = _Take('before_batch', 'batch', CancelFitException),getattr(self.dls, 'train', None) is not None
     with no_trace(self, skip_cbs=True):
         for reseed in torch.seed,np.random.seed,random.seed: reseed()
         self.fit(1, train, not train, cbs=[*fc.L(cbs), first])
-    return show_images(_drawable(_tensors(first.batch)[0][:max_n]), title=title, **kwargs)
+    return show_images(_drawable(_tensors(first.kept)[0][:max_n]), title=title, **kwargs)
 
 # %% ../nbs/14_augment.ipynb #9bab1088
 def _check(x):
@@ -189,25 +193,23 @@ def cutmix(x, alpha=1., per_image=False)->tuple: # New images, index of each one
     return torch.where(mask, x[idx], x), idx, (1-bh*bw/(h*w))[:,0].expand(n)
 
 class CutMixCB(Callback):
-    "Trains on images from `cutmix`, and on soft targets that say how much of which class they show"
+    "Trains on images from `cutmix`, with a loss for soft targets that say how much of which class they show"
     order = BatchTransformCB.order+1
     def __init__(self, alpha=1., per_image=False):
         if not alpha>0: raise ValueError(f'alpha is {alpha}, it has to be above 0.')
-        self.alpha,self.per_image,self.kept = alpha,per_image,None
+        self.alpha,self.per_image = alpha,per_image
     def before_batch(self, learn):
         if not learn.training: return
         x,self.idx,self.lam = cutmix(_tensors(learn.batch)[0], self.alpha, self.per_image)
         learn.batch = tfm_batch(learn.batch, lambda _: x)
-    def after_predict(self, learn):
+    def after_loss(self, learn):
         if not learn.training: return
-        self.kept,lam,n_classes = learn.batch,self.lam[:,None],_tensors(learn.preds)[0].shape[1]
+        lam,n_classes = self.lam[:,None],_tensors(learn.preds)[0].shape[1]
         def soft(y):
             y = y if y.is_floating_point() else F.one_hot(y, n_classes)
             return lam*y+(1-lam)*y[self.idx]
-        learn.batch = tfm_batch(self.kept, tfm_y=soft)
-    def after_loss(self, learn):
-        if self.kept is not None: learn.batch,self.kept = self.kept,None
-    cleanup_batch = after_loss
+        targs = split_batch(tfm_batch(learn.batch, tfm_y=soft), learn.n_inp)[1]
+        learn.loss = call_with(learn.loss_func, targs, learn.preds)
 
 # %% ../nbs/14_augment.ipynb #5b4e5d1c
 def _cat(bs):
@@ -287,7 +289,10 @@ def _as_loader(data, dls):
     "Images become a loader, with targets that mean nothing; a PIL image as large as those of `dls`, gray or in color"
     if hasattr(data, 'convert'):
         from torchvision.transforms.functional import pil_to_tensor
-        c,h,w = _tensors(next(iter(dls.valid)))[0].shape[1:]
+        x = _tensors(next(iter(dls.valid)))[0]
+        if x.min()<0 or x.max()>1: raise ValueError(f'The images in dls.valid run from {x.min():.3g} to {x.max():.3g}, '
+            'not from 0 to 1: pass a tensor (c,h,w) that was made as they are.')
+        c,h,w = x.shape[1:]
         data = pil_to_tensor(data.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]).resize((w,h)))
     if not isinstance(data, torch.Tensor): return data
     data = data[None] if data.ndim==3 else data
@@ -296,9 +301,11 @@ def _as_loader(data, dls):
 @fc.patch
 def get_preds(self:Learner, data=None, cbs=None): # Predictions, without targets
     "Predict a loader, with targets or without, images (n,c,h,w) or one image; the learner is left as it was"
-    with no_trace(self):
-        self.loss_func = lambda *args,**kwargs: torch.zeros(())
-        return self.capture_preds(cbs, dl=_as_loader(data, self.dls))[0]
+    preds = _Take('after_predict', 'preds', CancelBatchException)
+    with no_trace(self, skip_cbs=True):
+        if data is not None: self.dls = DataLoaders(None, _as_loader(data, self.dls))
+        self.fit(1, train=False, cbs=[preds, *fc.L(cbs)])
+    return _cat(preds.kept)
 
 @fc.patch
 def classify(self:Learner, im)->tuple: # Name and probability of the likeliest class
@@ -371,8 +378,8 @@ def export(self:Learner, path): # A file .pt2 for `torch.export.load`, or .onnx
     "Save model and transforms of validation batches as a program that runs without miniai, for batches of any size"
     with no_trace(self): xb = _tensors(split_batch(to_cpu(next(iter(self.dls.valid))), self.n_inp)[0])
     xb = *(torch.cat([t,t])[:2] for t in xb),  # two rows, as a size of 1 would be kept fixed
+    names = '\n'.join(getattr(self.dls, 'vocab', None) or [])
     program = torch.export.export(_Program(self), xb, dynamic_shapes=(({0: torch.export.Dim.DYNAMIC},)*len(xb),))
-    if not str(path).endswith('.onnx'):
-        return torch.export.save(program, path, extra_files={'vocab.txt': '\n'.join(self.dls.vocab or [])})
+    if not str(path).endswith('.onnx'): return torch.export.save(program, path, extra_files={'vocab.txt': names})
     try: torch.onnx.export(program, f=path, external_data=False, verbose=False)
     except ImportError as e: raise ImportError(f'{path} needs packages of ONNX: pip install onnx onnxscript.') from e
