@@ -362,14 +362,12 @@ class MCDropoutCB(Callback):
 
 # %% ../nbs/14_augment.ipynb #n16e2
 class _Program(nn.Module):
-    "The model of a learner behind its transforms of validation batches"
-    def __init__(self, learn):
+    "A model behind transforms of batches, which may expect a target"
+    def __init__(self, model, tfms):
         super().__init__()
-        cbs = [cb for cb in learn.cbs if isinstance(cb, BatchTransformCB) and cb.on_val]
-        model = copy.deepcopy(learn.model).to('cpu', memory_format=torch.contiguous_format)
-        self.model,self.tfms = model.eval().requires_grad_(False),[cb.tfm for cb in cbs]
+        self.model,self.tfms = model,tfms
     def forward(self, *xb):
-        b = *xb,None  # transforms may expect a target
+        b = *xb,None
         for tfm in self.tfms: b = tfm(b)
         return self.model(*b[:len(xb)])
 
@@ -378,8 +376,11 @@ def export(self:Learner, path): # A file .pt2 for `torch.export.load`, or .onnx
     "Save model and transforms of validation batches as a program that runs without miniai, for batches of any size"
     with no_trace(self): xb = _tensors(split_batch(to_cpu(next(iter(self.dls.valid))), self.n_inp)[0])
     xb = *(torch.cat([t,t])[:2] for t in xb),  # two rows, as a size of 1 would be kept fixed
+    model = copy.deepcopy(self.model).to('cpu', memory_format=torch.contiguous_format).eval().requires_grad_(False)
+    tfms = [cb.tfm for cb in self.cbs if isinstance(cb, BatchTransformCB) and cb.on_val]
+    rows = ({0: torch.export.Dim.DYNAMIC},)*len(xb),
+    program = torch.export.export(_Program(model, tfms), xb, dynamic_shapes=rows)
     names = '\n'.join(getattr(self.dls, 'vocab', None) or [])
-    program = torch.export.export(_Program(self), xb, dynamic_shapes=(({0: torch.export.Dim.DYNAMIC},)*len(xb),))
     if not str(path).endswith('.onnx'): return torch.export.save(program, path, extra_files={'vocab.txt': names})
     try: torch.onnx.export(program, f=path, external_data=False, verbose=False)
     except ImportError as e: raise ImportError(f'{path} needs packages of ONNX: pip install onnx onnxscript.') from e
