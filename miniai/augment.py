@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['wide', 'model2', 'model3', 'model4', 'GlobalAvgPool', 'tfm_batch', 'show_image_batch', 'RandCrop', 'RandFlip',
            'AltFlipCB', 'rand_erase', 'RandErase', 'rand_copy', 'RandCopy', 'cutmix', 'CutMixCB', 'CapturePreds',
-           'capture_preds', 'plot_mistakes', 'TTACB', 'tta', 'ensemble', 'MCDropoutCB']
+           'capture_preds', 'plot_mistakes', 'confusion', 'class_report', 'plot_confusion', 'get_preds', 'classify',
+           'TTACB', 'tta', 'ensemble', 'MCDropoutCB', 'export']
 
 # %% ../nbs/14_augment.ipynb #f19773bb
-import math, random
+import copy, math, random, fastcore.all as fc, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from collections.abc import Mapping
 from functools import partial
-import fastcore.all as fc, numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_map
-from .core import map_batch, show_images, to_cpu
-from .datasets import DataLoaders
+from .core import show_image, show_images, subplots, to_cpu
+from .datasets import DataLoaders, TensorLoader
 from .init import BatchTransformCB, conv
-from .learner import _tensors, CancelFitException, Callback, DeviceCB, Learner, no_trace
+from .learner import _tensors, Callback, CancelBatchException, CancelFitException, DeviceCB, Learner
+from .learner import call_with, no_trace, split_batch
 from .resnet import get_model
 
 # %% ../nbs/14_augment.ipynb #617834ce
@@ -44,28 +45,29 @@ def tfm_batch(b, tfm_x=fc.noop, tfm_y=fc.noop):
     return tfm_x(b[0]), *map(tfm_y, b[1:])
 
 # %% ../nbs/14_augment.ipynb #aee8571c
-class _FirstBatchCB(Callback):
-    "Takes the first batch when it is ready, and ends the fit"
-    order = 1000
-    def before_batch(self, learn):
-        self.batch = to_cpu(learn.batch)
-        raise CancelFitException()
+class _Take(Callback):
+    "At `event`, after all others, keeps the learner's `what` and raises `cancel`"
+    order = 2000
+    def __init__(self, event, what, cancel):
+        self.kept = []
+        def take(learn):
+            self.kept.append(to_cpu(getattr(learn, what)))
+            raise cancel()
+        setattr(self, event, take)
 
 def _drawable(x):
     "Images as they are, but colors scaled to [0,1]"
-    if x.ndim<4 or x.shape[1]<3: return x
-    x = x.float()-x.min()
-    return x/x.max().clamp(min=1e-12)
+    return x if x.ndim<4 or x.shape[1]<3 else (x.float()-x.min())/(x.max()-x.min()).clamp(min=1e-12)
 
 @fc.patch
 @fc.delegates(show_images)
 def show_image_batch(self:Learner, max_n=16, cbs=None, title='A batch, as the model sees it', **kwargs):
     "Show images of the first batch, of training if there is any, as they reach the model; no step is taken"
-    first,train = _FirstBatchCB(),getattr(self.dls, 'train', None) is not None
+    first,train = _Take('before_batch', 'batch', CancelFitException),getattr(self.dls, 'train', None) is not None
     with no_trace(self, skip_cbs=True):
         for reseed in torch.seed,np.random.seed,random.seed: reseed()
         self.fit(1, train, not train, cbs=[*fc.L(cbs), first])
-    return show_images(_drawable(_tensors(first.batch)[0][:max_n]), title=title, **kwargs)
+    return show_images(_drawable(_tensors(first.kept)[0][:max_n]), title=title, **kwargs)
 
 # %% ../nbs/14_augment.ipynb #9bab1088
 def _check(x):
@@ -82,7 +84,10 @@ def _take(x, src):
     "Pixels of `x` (n,c,h,w) from the places `src`, (n or 1,h',w')"
     return x.flatten(2).gather(2, src.flatten(1)[:,None].expand(*x.shape[:2],-1)).view(*x.shape[:2], *src.shape[1:])
 
-class RandCrop(nn.Module):
+class _RandTfm(nn.Module):
+    def extra_repr(self): return ', '.join(f'{k}={v}' for k,v in vars(self).items() if k[0]!='_' and k!='training')
+
+class RandCrop(_RandTfm):
     "Cuts windows of `size`, by default the images', out of images padded with their edge; per batch or `per_image`"
     def __init__(self, padding=1, size=None, per_image=False):
         super().__init__()
@@ -92,13 +97,12 @@ class RandCrop(nn.Module):
         pad,(nh,nw) = self.padding,self.size or (h,w)
         if pad<0 or not 0<nh<=h+2*pad or not 0<nw<=w+2*pad: raise ValueError(
             f'Cannot crop {nh}×{nw} out of {h}×{w} with padding {pad}: take a smaller size or more padding.')
-        shape = (n if self.per_image else 1, 1)
-        rows = (_randint(x, shape, h+2*pad-nh)-pad+torch.arange(nh, device=x.device)).clamp(0, h-1)
-        cols = (_randint(x, shape, w+2*pad-nw)-pad+torch.arange(nw, device=x.device)).clamp(0, w-1)
-        return _take(x, rows[:,:,None]*w+cols[:,None])
-    def extra_repr(self): return f'padding={self.padding}, size={self.size}, per_image={self.per_image}'
+        def places(old, new):
+            start = _randint(x, (n if self.per_image else 1, 1), old+2*pad-new)-pad
+            return (start+torch.arange(new, device=x.device)).clamp(0, old-1)
+        return _take(x, places(h, nh)[:,:,None]*w + places(w, nw)[:,None])
 
-class RandFlip(nn.Module):
+class RandFlip(_RandTfm):
     "Flips images left to right with probability `p`; per batch or `per_image`"
     def __init__(self, p=.5, per_image=False):
         super().__init__()
@@ -107,7 +111,6 @@ class RandFlip(nn.Module):
     def forward(self, x):
         n = _check(x)[0]
         return torch.where(torch.rand((n if self.per_image else 1,1,1,1), device=x.device)<self.p, x.flip(-1), x)
-    def extra_repr(self): return f'p={self.p}, per_image={self.per_image}'
 
 # %% ../nbs/14_augment.ipynb #2e994bd7
 class AltFlipCB(Callback):
@@ -133,9 +136,8 @@ def _check_boxes(pct, max_num):
 
 def _box_mask(x, top, left, bh, bw):
     "Mask of the boxes of height `bh` and width `bw` at `top` and `left`, all of one shape; adds two dimensions"
-    top,left = top[...,None],left[...,None]
-    rows,cols = (torch.arange(s, device=x.device) for s in x.shape[-2:])
-    return ((rows>=top)&(rows<top+bh))[...,:,None] & ((cols>=left)&(cols<left+bw))[...,None,:]
+    rows,cols = (torch.arange(s, device=x.device)-at[...,None] for s,at in zip(x.shape[-2:], (top,left)))
+    return ((rows>=0)&(rows<bh))[...,:,None] & ((cols>=0)&(cols<bw))[...,None,:]
 
 def _rand_boxes(x, pct, max_num, per_image):
     "Places of up to `max_num` random boxes, (n or 1,max_num), the room that they had, and their masks"
@@ -153,13 +155,12 @@ def rand_erase(x, pct=.2, max_num=4, per_image=False):
     noise = (torch.randn(x.shape, dtype=x.dtype, device=x.device)*x.std()+x.mean()).clamp(x.min(), x.max())
     return torch.where(mask.any(1, keepdim=True), noise, x)
 
-class _RandBoxes(nn.Module):
+class _RandBoxes(_RandTfm):
     def __init__(self, pct=.2, max_num=4, per_image=False):
         super().__init__()
         _check_boxes(pct, max_num)
         fc.store_attr()
     def forward(self, x): return self.f(x, self.pct, self.max_num, self.per_image)
-    def extra_repr(self): return f'pct={self.pct}, max_num={self.max_num}, per_image={self.per_image}'
 
 class RandErase(_RandBoxes):
     "`rand_erase` as a module"
@@ -192,25 +193,23 @@ def cutmix(x, alpha=1., per_image=False)->tuple: # New images, index of each one
     return torch.where(mask, x[idx], x), idx, (1-bh*bw/(h*w))[:,0].expand(n)
 
 class CutMixCB(Callback):
-    "Trains on images from `cutmix`, and on soft targets that say how much of which class they show"
+    "Trains on images from `cutmix`, with a loss for soft targets that say how much of which class they show"
     order = BatchTransformCB.order+1
     def __init__(self, alpha=1., per_image=False):
         if not alpha>0: raise ValueError(f'alpha is {alpha}, it has to be above 0.')
-        self.alpha,self.per_image,self.kept = alpha,per_image,None
+        self.alpha,self.per_image = alpha,per_image
     def before_batch(self, learn):
         if not learn.training: return
         x,self.idx,self.lam = cutmix(_tensors(learn.batch)[0], self.alpha, self.per_image)
         learn.batch = tfm_batch(learn.batch, lambda _: x)
-    def after_predict(self, learn):
+    def after_loss(self, learn):
         if not learn.training: return
-        self.kept,lam,n_classes = learn.batch,self.lam[:,None],_tensors(learn.preds)[0].shape[1]
+        lam,n_classes = self.lam[:,None],_tensors(learn.preds)[0].shape[1]
         def soft(y):
             y = y if y.is_floating_point() else F.one_hot(y, n_classes)
             return lam*y+(1-lam)*y[self.idx]
-        learn.batch = tfm_batch(self.kept, tfm_y=soft)
-    def after_loss(self, learn):
-        if self.kept is not None: learn.batch,self.kept = self.kept,None
-    cleanup_batch = after_loss
+        targs = split_batch(tfm_batch(learn.batch, tfm_y=soft), learn.n_inp)[1]
+        learn.loss = call_with(learn.loss_func, targs, learn.preds)
 
 # %% ../nbs/14_augment.ipynb #5b4e5d1c
 def _cat(bs):
@@ -221,14 +220,10 @@ def _cat(bs):
 class CapturePreds(Callback):
     "Keeps a pass's predictions `all_preds` and targets `all_targs`, with `inps` also its inputs `all_inps`, on the CPU"
     def __init__(self, inps=False): self.inps,self.batches = inps,[]
-    def before_epoch(self, learn): self.batches = []
-    def after_batch(self, learn):
-        self.batches.append(to_cpu((learn.preds, learn.yb, *([learn.xb] if self.inps else []))))
+    def after_batch(self, learn): self.batches.append(to_cpu((learn.preds, learn.yb, learn.xb if self.inps else ())))
     def cleanup_epoch(self, learn):
-        if not self.batches: return
-        self.all_preds,self.all_targs,*inps = map(_cat, zip(*self.batches))
-        if inps: self.all_inps, = inps
-        self.batches = []
+        bs,self.batches = self.batches,[]
+        if bs: self.all_preds,self.all_targs,self.all_inps = map(_cat, zip(*bs))
 
 @fc.patch
 def capture_preds(self:Learner, cbs=None, inps=False, dl=None)->tuple: # Predictions, targets, with `inps` the inputs
@@ -240,76 +235,122 @@ def capture_preds(self:Learner, cbs=None, inps=False, dl=None)->tuple: # Predict
     return cp.all_preds, cp.all_targs, *([cp.all_inps] if inps else [])
 
 # %% ../nbs/14_augment.ipynb #e2
-def plot_mistakes(learn, n=16): # The figure, or None where there is no mistake
-    "Show the `n` wrong predictions of which the model was most certain"
-    preds,y,x = (fc.first(_tensors(o)) for o in learn.capture_preds(inps=True))
+def _classified(learn, **kwargs):
+    "Scores (n,classes), labels (n,) and perhaps inputs of the validation data, and the names of the classes"
+    preds,y,*x = (fc.first(_tensors(o)) for o in learn.capture_preds(**kwargs))
     shapes = [None if o is None else tuple(o.shape) for o in (preds,y)]
     if preds.ndim!=2 or shapes[1]!=(len(preds),):
-        raise ValueError(f'Mistakes need scores (n,classes) and labels (n,), but these are {shapes}.')
+        raise ValueError(f'Classes need scores (n,classes) and labels (n,), but these are {shapes}.')
+    return preds, y, *x, _names(learn, preds.shape[1])
+
+def _names(learn, n):
+    vocab = [*(getattr(learn.dls, 'vocab', None) or [])][:n]
+    return vocab+[f'class {i}' for i in range(len(vocab), n)]
+
+def plot_mistakes(learn, n=16): # The figure, or None where there is no mistake
+    "Show the `n` wrong predictions of which the model was most certain"
+    preds,y,x,names = _classified(learn, inps=True)
     p,pred = preds.softmax(1).max(1)
     worst = [i for i in p.argsort(descending=True).tolist() if pred[i]!=y[i]][:n]
     if not worst: return
-    vocab = getattr(learn.dls, 'vocab', None) or []
-    def name(i): return vocab[i] if i<len(vocab) else f'class {i}'
-    titles = [f'{name(y[i])}\nmodel: {name(pred[i])}, {p[i]:.0%}' for i in worst]
+    titles = [f'{names[y[i]]}\nmodel: {names[pred[i]]}, {p[i]:.0%}' for i in worst]
     fig = show_images(_drawable(x[worst]), titles=titles, imsize=2.1,
                       title='Most confident mistakes: the label, and what the model said')
     for ax in fig.axes: ax.title.set_fontsize(8)
     return fig
 
+# %% ../nbs/14_augment.ipynb #n16c2
+def confusion(learn)->pd.DataFrame: # A row for each class, a column for each prediction
+    "How many validation images of each class were taken for which class"
+    preds,y,names = _classified(learn)
+    k = len(names)
+    return pd.DataFrame((y*k+preds.argmax(1)).bincount(minlength=k*k).view(k,k).numpy(), names, names)
+
+def class_report(learn)->pd.DataFrame:
+    "Precision, recall and number of the validation images of each class"
+    n = confusion(learn)
+    hits,count = n.to_numpy().diagonal(),n.sum(axis=1)
+    return pd.DataFrame({'precision': hits/n.sum(), 'recall': hits/count, 'count': count})
+
+def plot_confusion(learn): # The figure
+    "Draw `confusion`, darker where a larger fraction of the class is"
+    n = confusion(learn)
+    dark = n.div(n.sum(axis=1).clip(lower=1), axis=0)**.5
+    fig,(ax,) = subplots(imsize=2.5+.45*len(n))
+    show_image(dark, ax, noframe=False, cmap='Blues', vmin=0, vmax=1, title='What each class was taken for')
+    for i,j in zip(*n.to_numpy().nonzero()):
+        ax.text(j, i, n.iat[i,j], ha='center', va='center', color='w' if dark.iat[i,j]>.6 else 'k')
+    ax.set(xlabel='predicted class', ylabel='class', yticks=range(len(n)), yticklabels=n.index)
+    ax.set_xticks(range(len(n)), n.columns, rotation=90)
+    return fig
+
+# %% ../nbs/14_augment.ipynb #n16p2
+def _as_loader(data, dls):
+    "Images become a loader, with targets that mean nothing; a PIL image as large as those of `dls`, gray or in color"
+    if hasattr(data, 'convert'):
+        from torchvision.transforms.functional import pil_to_tensor
+        x = _tensors(next(iter(dls.valid)))[0]
+        if x.min()<0 or x.max()>1: raise ValueError(f'The images in dls.valid run from {x.min():.3g} to {x.max():.3g}, '
+            'not from 0 to 1: pass a tensor (c,h,w) that was made as they are.')
+        c,h,w = x.shape[1:]
+        data = pil_to_tensor(data.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]).resize((w,h)))
+    if not isinstance(data, torch.Tensor): return data
+    data = data[None] if data.ndim==3 else data
+    return TensorLoader(data, torch.zeros(len(data)), 256)
+
+@fc.patch
+def get_preds(self:Learner, data=None, cbs=None): # Predictions, without targets
+    "Predict a loader, with targets or without, images (n,c,h,w) or one image; the learner is left as it was"
+    preds = _Take('after_predict', 'preds', CancelBatchException)
+    with no_trace(self, skip_cbs=True):
+        if data is not None: self.dls = DataLoaders(None, _as_loader(data, self.dls))
+        self.fit(1, train=False, cbs=[preds, *fc.L(cbs)])
+    return _cat(preds.kept)
+
+@fc.patch
+def classify(self:Learner, im)->tuple: # Name and probability of the likeliest class
+    "Tell what an image shows, a PIL image or a tensor (c,h,w)"
+    p = self.get_preds(im)[0].softmax(0)
+    return _names(self, len(p))[p.argmax()], p.max().item()
+
 # %% ../nbs/14_augment.ipynb #6c30d28a
 class TTACB(Callback):
-    "Validates with the mean prediction over several views of each batch"
+    "Validates with the mean prediction over `views` of each batch: of probabilities, or without `probs` of scores"
     order = 1000
-    def __init__(self,
-        views, # Functions of the inputs that keep the number of rows; or pairs of one and its inverse for predictions
-        probs=True # Average probabilities, not scores? Classes are in dimension 1
-    ):
-        self.views = [v if isinstance(v, (tuple,list)) else (v, fc.noop) for v in views]
-        self.probs,self.plain = probs,None
+    def __init__(self, views, probs=True): # Functions of the inputs, or pairs of one and its inverse for predictions
+        self.views,self.probs = [v if isinstance(v, (tuple,list)) else (v, fc.noop) for v in views],probs
         if not self.views: raise ValueError('views is empty: give at least one function, for example fc.noop.')
-    def _show(self, learn, view):
-        learn.batch = tfm_batch(self.plain, view)
-        n,nv = (len(_tensors(b)[0]) for b in (self.plain, learn.batch))
-        if nv!=n: raise ValueError(f'The view {view} made {nv} rows of {n}: it has to keep their number.')
     def _mean(self, *preds):
         preds = torch.stack(preds)
         return preds.log_softmax(2).logsumexp(0)-math.log(len(preds)) if self.probs else preds.mean(0)
-    def before_batch(self, learn):
-        if learn.training: return
-        self.plain = learn.batch
-        self._show(learn, self.views[0][0])
     def after_predict(self, learn):
         if learn.training: return
-        preds = [self.views[0][1](learn.preds)]
-        for view,inverse in self.views[1:]:
-            self._show(learn, view)
-            learn.predict()
+        plain,preds = learn.batch,[]
+        for view,inverse in self.views:
+            if preds or view is not fc.noop:
+                learn.batch = tfm_batch(plain, view)
+                n,nv = (len(_tensors(b)[0]) for b in (plain, learn.batch))
+                if nv!=n: raise ValueError(f'The view {view} made {nv} rows of {n}: it has to keep their number.')
+                learn.predict()
             preds.append(inverse(learn.preds))
-        learn.preds = tree_map(self._mean, *preds)
-        self.cleanup_batch(learn)
-    def cleanup_batch(self, learn):
-        if self.plain is not None: learn.batch,self.plain = self.plain,None
+        learn.batch,learn.preds = plain,tree_map(self._mean, *preds)
 
 @fc.patch
 def tta(self:Learner, views=(fc.noop, RandFlip(p=1.)), probs=True, cbs=None, dl=None)->tuple: # Predictions and targets
     "Mean predictions over `views` as in `TTACB`, with `probs` probabilities; the learner is left as it was"
     preds,targs = self.capture_preds([TTACB(views, probs), *fc.L(cbs)], dl=dl)
-    return map_batch(torch.exp, preds) if probs else preds, targs
+    return tree_map(torch.exp, preds) if probs else preds, targs
 
 # %% ../nbs/14_augment.ipynb #64bc18eb
 def ensemble(learners, views=(fc.noop,), probs=True, dl=None)->tuple: # Mean predictions and targets
     "Predictions of `learners`, each as by `tta`, averaged; `dl` is by default the first one's for validation"
     learners = list(learners)
     if not learners: raise ValueError('An ensemble needs at least one learner, got none.')
-    if dl is None: dl = learners[0].dls.valid
-    preds,targs = zip(*(l.tta(views, probs, dl=dl) for l in learners))
+    preds,targs = zip(*(l.tta(views, probs, dl=learners[0].dls.valid if dl is None else dl) for l in learners))
     if len(shapes := {tuple(p.shape[1:]) for p in preds})>1:
-        raise ValueError(f'The learners have different classes, their predictions are of shapes {shapes}: '
-                         'leave out those that do not fit.')
+        raise ValueError(f'The learners have different classes, shapes {shapes}: leave out those that do not fit.')
     if not all(torch.equal(t, targs[0]) for t in targs):
-        raise ValueError('The loader gave other rows the second time: pass one as `dl` that gives the same rows '
-                         'each time.')
+        raise ValueError('The loader gave other rows the second time: pass a dl that gives the same rows each time.')
     return torch.stack(preds).mean(0), targs[0]
 
 # %% ../nbs/14_augment.ipynb #be843ea3
@@ -318,3 +359,28 @@ class MCDropoutCB(Callback):
     def before_epoch(self, learn):
         for m in learn.model.modules():
             if isinstance(m, nn.modules.dropout._DropoutNd): m.train()
+
+# %% ../nbs/14_augment.ipynb #n16e2
+class _Program(nn.Module):
+    "A model behind transforms of batches, which may expect a target"
+    def __init__(self, model, tfms):
+        super().__init__()
+        self.model,self.tfms = model,tfms
+    def forward(self, *xb):
+        b = *xb,None
+        for tfm in self.tfms: b = tfm(b)
+        return self.model(*b[:len(xb)])
+
+@fc.patch
+def export(self:Learner, path): # A file .pt2 for `torch.export.load`, or .onnx
+    "Save model and transforms of validation batches as a program that runs without miniai, for batches of any size"
+    with no_trace(self): xb = _tensors(split_batch(to_cpu(next(iter(self.dls.valid))), self.n_inp)[0])
+    xb = *(torch.cat([t,t])[:2] for t in xb),  # two rows, as a size of 1 would be kept fixed
+    model = copy.deepcopy(self.model).to('cpu', memory_format=torch.contiguous_format).eval().requires_grad_(False)
+    tfms = [cb.tfm for cb in self.cbs if isinstance(cb, BatchTransformCB) and cb.on_val]
+    rows = ({0: torch.export.Dim.DYNAMIC},)*len(xb),
+    program = torch.export.export(_Program(model, tfms), xb, dynamic_shapes=rows)
+    names = '\n'.join(getattr(self.dls, 'vocab', None) or [])
+    if not str(path).endswith('.onnx'): return torch.export.save(program, path, extra_files={'vocab.txt': names})
+    try: torch.onnx.export(program, f=path, external_data=False, verbose=False)
+    except ImportError as e: raise ImportError(f'{path} needs packages of ONNX: pip install onnx onnxscript.') from e
