@@ -2,15 +2,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NBDEV2 := .venv-nbdev2
+BENCH := .venv-bench
 OFFLINE := HF_HUB_OFFLINE=1 MINIAI_DATA=sample OMP_NUM_THREADS=1
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train lab test test-notebooks test-pytest test-nbdev2 export execute readme clean
+# a venv beside .venv that takes torch and the rest from there
+beside = rm -rf $(1); $(BIN)/python -m venv $(1) && $(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/base.pth
+
+.PHONY: help train lab test test-notebooks test-pytest test-nbdev2 bench export execute readme clean
 
 help:
 	@echo 'make train     train the lesson'"'"'s conv model on Fashion-MNIST (OPTS="--recipe base --seed 1")'
 	@echo 'make lab       open JupyterLab on the index of the notebooks'
 	@echo 'make test      run the notebooks as tests, then tests/'
+	@echo 'make bench     measure speed against other libraries (PARTS="loops models"), alone on the machine'
 	@echo 'make export    write miniai/*.py from the notebooks'
 	@echo 'make execute   clean the notebooks and run them, outputs in place (NBS="nbs/09_learner.ipynb")'
 	@echo 'make readme    write README.md from nbs/index.ipynb'
@@ -52,14 +57,20 @@ test-pytest: $(VENV)/.dev
 
 # nbdev 2 reads settings.ini and cannot live beside nbdev 3; torch and the rest are taken from $(VENV)
 $(NBDEV2)/.installed: $(VENV)/.dev
-	rm -rf $(NBDEV2)
-	$(BIN)/python -m venv $(NBDEV2)
+	$(call beside,$(NBDEV2))
 	$(NBDEV2)/bin/python $(PIP) 'nbdev==2.4.14' 'execnb<0.2' 'fastcore<2'
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $$($(NBDEV2)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/base.pth
 	@touch $@
 
 test-nbdev2: $(NBDEV2)/.installed
 	$(OFFLINE) PYTHONPATH=. $(NBDEV2)/bin/nbdev_test --n_workers 2
+
+$(BENCH)/.installed: $(VENV)/.train
+	$(call beside,$(BENCH))
+	$(BENCH)/bin/python $(PIP) -e '.[bench]'
+	@touch $@
+
+bench: $(BENCH)/.installed
+	$(BENCH)/bin/python benchmarks/bench.py $(PARTS)
 
 export: $(VENV)/.dev
 	$(BIN)/nbdev-export
@@ -73,4 +84,4 @@ readme: $(VENV)/.dev
 	  | sed -E 's#]\((images/|[0-9]{2}_)#](nbs/\1#' > README.tmp && mv README.tmp README.md
 
 clean:
-	rm -rf $(VENV) $(NBDEV2) build dist *.egg-info
+	rm -rf $(VENV) $(NBDEV2) $(BENCH) build dist *.egg-info

@@ -1,6 +1,8 @@
 "Augmentation, captured predictions, TTA and ensembles: what a notebook cannot show well"
-import random, warnings, matplotlib.pyplot as plt, numpy as np, pytest, torch, torch.nn.functional as F
+import random, subprocess, sys, warnings
+import matplotlib.pyplot as plt, numpy as np, pytest, torch, torch.nn.functional as F
 from functools import partial
+from importlib.util import find_spec
 from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, TensorDataset
@@ -254,42 +256,67 @@ def test_alternating_flips_half_does_not_follow_the_class():
     half = AltFlipCB().half(x.float()/255).float()
     assert all(.4<half[y==c].mean()<.6 for c in range(10))
 
+class Asked:
+    "Cross-entropy that keeps the targets it is asked for"
+    def __init__(self): self.seen = []
+    def __call__(self, preds, y):
+        self.seen.append(y)
+        return F.cross_entropy(preds, y)
+
 def test_cutmix_only_trains_on_soft_targets_and_leaves_the_labels():
-    soft,after = See('after_predict'),See('after_batch')
-    learn = image_learner([CutMixCB(per_image=True), MetricsCB(Accuracy()), soft, after])
+    loss,events = Asked(),[See(o) for o in ('after_predict','after_loss','after_batch')]
+    learn = image_learner([CutMixCB(per_image=True), MetricsCB(Accuracy()), *events], loss=loss)
     x = learn.dls.train.x.clone()
     learn.fit(2)
     assert torch.equal(learn.dls.train.x, x)
-    for training,_,_,yb in soft.seen:
-        assert yb.dtype==(torch.float32 if training else torch.int64)
-        if training: assert yb.shape[1]==3 and torch.allclose(yb.sum(1), torch.ones(len(yb)))
-    assert all(yb.dtype==torch.int64 for *_,yb in after.seen)
-    for training,_,xb,yb in after.seen:
-        if not training: assert all((o==x).flatten(1).all(1).any() for o in xb)
+    soft = [y for y in loss.seen if y.is_floating_point()]
+    assert len(soft)==10 and len(loss.seen)==10*2+10  # five batches in an epoch, each also with its labels
+    assert all(y.shape[1]==3 and torch.allclose(y.sum(1), torch.ones(len(y))) for y in soft)
+    for see in events:
+        for training,_,xb,yb in see.seen:
+            assert yb.dtype==torch.int64
+            if not training: assert all((o==x).flatten(1).all(1).any() for o in xb)
+
+def test_the_gradients_of_cutmix_are_those_of_soft_targets():
+    a = image_learner([cut := CutMixCB(per_image=True)])
+    grads = lambda m: [p.grad.clone() for p in m.parameters()]
+    class Compares(Callback):
+        def after_backward(self, learn):
+            got,loss = grads(learn.model),learn.loss.item()
+            y = F.one_hot(learn.batch[1], 3)
+            soft = cut.lam[:,None]*y+(1-cut.lam[:,None])*y[cut.idx]
+            learn.model.zero_grad()
+            learn.model[3].eval()
+            (new := F.cross_entropy(learn.model(learn.batch[0]), soft)).backward()
+            assert loss==pytest.approx(new.item(), rel=1e-4)
+            for o,n in zip(got, grads(learn.model)): torch.testing.assert_close(o, n, rtol=1e-3, atol=1e-5)
+            self.ran = True
+    a.model[3].p = 0.
+    a.fit(1, cbs=(c := Compares()))
+    assert c.ran
 
 @pytest.mark.parametrize('one_hot', [False,True])
 def test_soft_targets_are_the_fractions_of_pixels(one_hot):
     "Image i is all i, and its class is i: the fractions of the values in an image are its target"
     x,y = torch.arange(6.)[:,None,None,None].expand(6,1,28,28),torch.arange(6)
-    see = See('after_predict')
+    see,loss = See('after_predict'),Asked()
     dls = DataLoaders.from_tensors({'train': (x, F.one_hot(y).float() if one_hot else y)}, 6, seed=0)
-    learn = image_learner([CutMixCB(per_image=True), see], dls, n_classes=6)
+    learn = image_learner([CutMixCB(per_image=True), see], dls, n_classes=6, loss=loss)
     learn.fit(3, valid=False)
-    for _,_,xb,yb in see.seen:
+    for (_,_,xb,_),yb in zip(see.seen, loss.seen[1::2], strict=True):
         fractions = torch.stack([(xb==i).float().mean((1,2,3)) for i in range(6)], 1)
         assert torch.allclose(yb, fractions, atol=1e-6)
 
 @pytest.mark.parametrize('event', EVENTS)
-def test_cutmix_is_undone_after_errors(event):
-    cut = CutMixCB()
-    learn = image_learner([cut, Raises(event, ZeroDivisionError())])
+def test_cutmix_leaves_labels_after_errors(event):
+    learn = image_learner([CutMixCB(), Raises(event, ZeroDivisionError())])
     try: learn.fit(1)
     except ZeroDivisionError: pass
-    assert cut.kept is None and (learn.batch is None or learn.yb[0].dtype==torch.int64)
+    assert learn.batch is None or learn.yb[0].dtype==torch.int64
     learn.cbs.pop()
     learn.fit(1)
 
-def test_cutmix_is_undone_where_the_loss_fails():
+def test_cutmix_leaves_labels_where_the_loss_fails():
     learn = image_learner([CutMixCB()], loss=F.nll_loss)
     with pytest.raises(RuntimeError): learn.fit(1)
     assert learn.yb[0].dtype==torch.int64
@@ -602,3 +629,196 @@ def test_bad_ensembles():
             yield images((3,1,28,28)), torch.full((3,), Moves.n%3)
     two = [image_learner(), image_learner()]
     with pytest.raises(ValueError, match='other rows the second time'): ensemble(two, dl=Moves())
+
+# Predictions without targets, what is confused, and programs
+
+def color_learner(c=3, hw=(9,14), cbs=None, vocab=('cat','dog','cow')):
+    "Wants normalized images, which only its callback makes; no norm or dropout"
+    set_seed(0)
+    x,y = torch.rand(24,c,*hw),torch.arange(24)%3
+    dls = DataLoaders.from_tensors({'train': (x,y), 'valid': (x,y)}, 5, seed=0, vocab=list(vocab))
+    norm = BatchTransformCB(lambda b: ((b[0]-.4)*3,b[1]))  # the lesson's kind: it reads the targets
+    model = nn.Sequential(nn.Conv2d(c,4,3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    model(x[:1])
+    return TrainLearner(model.to(memory_format=torch.channels_last), dls, cbs=[norm, *(cbs or [])],
+                        loss_func=lambda preds,y: 1/0)  # must not be asked
+
+def want(learn, x): return learn.model.eval()((x-.4)*3).detach()
+
+@pytest.mark.parametrize('kind', ['default','loader','pairs','inputs','batch','bytes','one','files'])
+def test_get_preds_of_anything_without_a_loss(kind):
+    learn,x = color_learner(),images((13,3,9,14), seed=1)
+    byte = (x*255).round().to(torch.uint8)
+    data = {'default': None, 'loader': TensorLoader(x, torch.zeros(13), 4),
+            'pairs': DataLoader(TensorDataset(x, torch.arange(13)), 4),
+            'inputs': DataLoader(TensorDataset(x), 4), 'batch': x, 'bytes': byte, 'one': x[0],
+            'files': [(x[:4],['a.png']*4), (x[4:],['b.png']*9)]}[kind]
+    if kind=='inputs': learn.cbs[0].tfm = lambda b: ((b[0]-.4)*3,)
+    ims = {'default': learn.dls.valid.x, 'bytes': byte/255, 'one': x[:1]}.get(kind, x)
+    expected = want(learn, ims)
+    learn.model.train()
+    learn.opt = learn.opt_func(learn.model.parameters(), .1)
+    loss_func,dls = learn.loss_func,learn.dls
+    before = [random.getstate(), torch.get_rng_state().tolist(), [m.training for m in learn.model.modules()]]
+    assert torch.allclose(learn.get_preds(data), expected, atol=1e-5)
+    assert before==[random.getstate(), torch.get_rng_state().tolist(), [m.training for m in learn.model.modules()]]
+    assert learn.loss_func is loss_func and learn.dls is dls
+
+@pytest.mark.parametrize('event', ['before_fit', 'before_batch', 'after_predict', 'cleanup_fit'])
+@pytest.mark.parametrize('exc', [ZeroDivisionError, KeyboardInterrupt])
+def test_get_preds_leaves_no_trace(event, exc):
+    learn = learner()
+    loss_func,dls = learn.loss_func,learn.dls
+    x = torch.rand(5,4)
+    def fails():
+        with pytest.raises(exc): learn.get_preds(x, [Meddles(), Raises(event, exc())])
+    for f in (lambda: learn.get_preds(x, Meddles()), fails, learn.get_preds):
+        check(learn, f)
+        assert learn.loss_func is loss_func and learn.dls is dls
+
+def test_get_preds_inside_a_fit():
+    seen = []
+    class Predicts(Callback):
+        def after_batch(self, learn): seen.append(learn.get_preds(torch.ones(3,4)))
+    a,b = (learner(0) for _ in range(2))
+    for l,cbs in ((a,None),(b,Predicts())):
+        set_seed(1)
+        l.fit(1, cbs=cbs)
+    assert len(seen)==6 and all(map(torch.equal, a.model.state_dict().values(), b.model.state_dict().values()))
+
+def test_get_preds_with_views():
+    learn,x = color_learner(),images((7,3,9,14))
+    both = torch.stack([want(learn, o) for o in (x, x.flip(-1))])
+    assert torch.allclose(learn.get_preds(x, TTACB([lambda x: x, RandFlip(1)], probs=False)), both.mean(0), atol=1e-5)
+    assert torch.allclose(learn.get_preds(x, TTACB([RandFlip(1)])).exp(), both[1].softmax(1), atol=1e-5)
+
+@pytest.mark.parametrize('c, mode', [(1,'L'), (1,'RGB'), (1,'1'), (1,'P'), (3,'RGB'), (3,'L'), (3,'RGBA'), (4,'RGB')])
+def test_classify_a_pil_image_of_any_kind(c, mode, tmp_path):
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+    learn = color_learner(c)
+    im = Image.fromarray((images((50,40,3))*255).byte().numpy()).convert(mode)
+    im.save(tmp_path/'im.png')
+    im = Image.open(tmp_path/'im.png')
+    p = want(learn, pil_to_tensor(im.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]).resize((14,9)))[None]/255).softmax(1)[0]
+    before = torch.get_rng_state()
+    name,prob = learn.classify(im)
+    assert name==['cat','dog','cow'][p.argmax()] and prob==pytest.approx(p.max().item(), abs=1e-5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert learn.get_preds(im).shape==(1,3)
+
+def test_classify_tensors_and_without_names():
+    learn,x = color_learner(vocab=['cat']),images((3,9,14))
+    i = want(learn, x[None]).argmax().item()
+    assert learn.classify(x)[0]==['cat','class 1','class 2'][i]
+
+def test_classify_wants_loaders_of_pixels():
+    from PIL import Image
+    learn = color_learner()
+    learn.dls.valid.x = learn.dls.valid.x*2-1
+    with pytest.raises(ValueError, match=r'images in dls.valid run from -\d.* pass a tensor'):
+        learn.classify(Image.new('RGB', (5,5)))
+
+def counted_learner(vocab=None):
+    "Says class 1 where the label is 2, and never says 3, a class without images"
+    y = torch.tensor([0,0,0,1,2,2])
+    scores = F.one_hot(torch.tensor([0,0,1,1,1,2]), 4).float()*5
+    dls = DataLoaders(None, DataLoader(TensorDataset(scores, y), 4), vocab=vocab)
+    return TrainLearner(nn.Identity(), dls, F.cross_entropy)
+
+@pytest.mark.parametrize('vocab', [None, list('abcd'), list('ab'), list('abcdef')])
+def test_confusion_and_report(vocab):
+    learn = counted_learner(vocab)
+    names = [*(vocab or [])[:4], *(f'class {i}' for i in range(len(vocab or []), 4))]
+    n = confusion(learn)
+    assert n.to_numpy().tolist()==[[2,1,0,0],[0,1,0,0],[0,1,1,0],[0,0,0,0]]
+    assert list(n.index)==list(n.columns)==names
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        r = class_report(learn)
+        fig = plot_confusion(learn)
+        fig.canvas.draw()
+    assert r['count'].tolist()==[3,1,2,0] and list(r.index)==names
+    assert np.allclose(r.precision, [1,1/3,1,np.nan], equal_nan=True)
+    assert np.allclose(r.recall, [2/3,1,1/2,np.nan], equal_nan=True)
+    ax, = fig.axes
+    assert [t.get_text() for t in ax.get_yticklabels()]==[t.get_text() for t in ax.get_xticklabels()]==names
+    assert sorted((*t.get_position(),t.get_text()) for t in ax.texts)==[
+        (0,0,'2'),(1,0,'1'),(1,1,'1'),(1,2,'1'),(2,2,'1')]
+    plt.close(fig)
+
+def test_report_agrees_with_torchmetrics():
+    tm = pytest.importorskip('torchmetrics.functional.classification')
+    learn = image_learner(n_classes=5, seed=1)
+    n,r = confusion(learn),class_report(learn)
+    preds,y = learn.capture_preds()
+    kw = dict(num_classes=5, average='none')
+    assert (n.to_numpy()==tm.multiclass_confusion_matrix(preds, y, 5).numpy()).all()
+    assert np.allclose(r.recall.fillna(0), tm.multiclass_recall(preds, y, **kw))
+    assert np.allclose(r.precision.fillna(0), tm.multiclass_precision(preds, y, **kw))
+
+@pytest.mark.parametrize('f', [confusion, class_report, plot_confusion])
+def test_confusion_needs_classes(f):
+    learn = TrainLearner(nn.Linear(4,1), toy_dls(), lambda p,*y: p.mean())
+    learn.dls.valid = [torch.rand(3,4)]
+    with pytest.raises(ValueError, match=r'labels \(n,\), but these are \[\(3, 1\), None\]'): f(learn)
+
+LOADS = '''
+import sys, torch
+names = {'vocab.txt': ''}
+f = torch.export.load(sys.argv[1], extra_files=names).module()
+x,want = torch.load(sys.argv[2])
+for n in 1,2,len(x): torch.testing.assert_close(f(x[:n]), want[:n])
+assert not f(x).requires_grad
+assert names['vocab.txt'].split('\\n')==['cat','dog','cow']
+assert not any(m.startswith('miniai') for m in sys.modules)
+'''
+
+def test_an_export_runs_without_miniai(tmp_path):
+    learn,x = color_learner(cbs=[BatchTransformCB(lambda b: (b[0]*0,*b[1:]), on_val=False)]),images((7,3,9,14))
+    learn.opt = learn.opt_func(learn.model.parameters(), .1)
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learn.export(tmp_path/'m.pt2')
+    assert torch.equal(torch.get_rng_state(), before)
+    assert learn.model.training and learn.model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert learn.model[0].weight.requires_grad
+    torch.save((x, learn.get_preds(x)), tmp_path/'x.pt')
+    subprocess.run([sys.executable, '-I', '-c', LOADS, tmp_path/'m.pt2', tmp_path/'x.pt'], check=True, cwd=tmp_path)
+
+@pytest.mark.parametrize('make', ['wide','model4'])
+def test_export_of_the_lessons_models_as_recipes_train_them(make, tmp_path):
+    from miniai.accel import MixedPrecision, fast_layers
+    from miniai.recipes import models
+    set_seed(0)
+    x = images((5,1,28,28))
+    dls = DataLoaders.from_tensors({'valid': (x[:1],torch.zeros(1).long())}, 3)
+    model = fast_layers(models[make]().to(memory_format=torch.channels_last))
+    learn = TrainLearner(model, dls, F.cross_entropy, cbs=[DeviceCB(), MixedPrecision(torch.float32)])
+    learn.export(str(tmp_path/'m.pt2'))
+    f = torch.export.load(tmp_path/'m.pt2').module()
+    torch.testing.assert_close(f(x), learn.get_preds(x), rtol=1e-4, atol=1e-5)
+
+def test_export_of_a_model_with_two_inputs(tmp_path):
+    class Sum(nn.Module):
+        def forward(self, a, b): return {'s': a+b, 'd': a-b}
+    rows = TensorDataset(torch.rand(6,4), torch.rand(6,4), torch.arange(6))
+    dls = DataLoaders(None, DataLoader(rows, 3))
+    TrainLearner(Sum(), dls, lambda p,y: p['s'].mean(), n_inp=2).export(tmp_path/'m.pt2')
+    a,b = torch.rand(2,9,4)
+    res = torch.export.load(tmp_path/'m.pt2').module()(a, b)
+    assert torch.equal(res['s'], a+b) and torch.equal(res['d'], a-b)
+
+def test_export_to_onnx(tmp_path):
+    learn,x = color_learner(),images((7,3,9,14))
+    if not all(map(find_spec, ('onnx','onnxscript'))):
+        with pytest.raises(ImportError, match='pip install onnx onnxscript'): learn.export(tmp_path/'m.onnx')
+        return
+    learn.export(tmp_path/'m.onnx')
+    assert [p.name for p in tmp_path.iterdir()]==['m.onnx']
+    ort = pytest.importorskip('onnxruntime')
+    s = ort.InferenceSession(tmp_path/'m.onnx')
+    for n in 1,7:
+        res, = s.run(None, {s.get_inputs()[0].name: x[:n].numpy()})
+        assert np.allclose(res, learn.get_preds(x[:n]), atol=1e-5)
