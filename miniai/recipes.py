@@ -68,7 +68,7 @@ def get_recipe(
     amp:str='auto' # Half precision: no, bf16 or fp16; auto takes what the device is fast with
 )->Recipe:
     "The recipe with that name, with changes of its fields"
-    asked = {k: v for k,v in locals().items() if v is not None}
+    asked = {k: v for k,v in dict(locals()).items() if v is not None}
     for k,names in dict(recipe=recipes, model=models, amp=_amps).items():
         if k in asked and asked[k] not in names:
             raise ValueError(f"There is no {k} {asked[k]!r}: choose from {', '.join(names)}.")
