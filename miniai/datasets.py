@@ -206,6 +206,22 @@ def hold_out(splits, n, seed=0)->Splits:
     parts = {'train': (x[idx[n:]], y[idx[n:]]), 'valid': (x[idx[:n]], y[idx[:n]])}
     return Splits(parts | {k: v for k,v in splits.items() if k not in parts}, getattr(splits, 'vocab', None))
 
+# %% ../nbs/05_datasets.ipynb #da7a0009
+_split = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid', test='test')
+
+def _by_name(splits):
+    "The splits train, valid and test; None for those that are not there"
+    if not isinstance(splits, Mapping) or not splits:
+        raise ValueError(f"Splits need names, as in {{'train': ..., 'valid': ...}}, got {splits!r:.80}.")
+    res = dict.fromkeys(('train','valid','test'))
+    for k,v in splits.items():
+        nm = _split.get(str(k))
+        if nm is None: raise ValueError(f'{k!r} is not the name of a split. Use one of {", ".join(_split)}.')
+        if res[nm] is not None: raise ValueError(f'{k!r} is a second {nm} split in {list(splits)}. Give only one.')
+        res[nm] = v
+    if res['valid'] is None: res['valid'],res['test'] = res['test'],None
+    return res
+
 # %% ../nbs/05_datasets.ipynb #da7b0008
 def _features(ds): return f if isinstance(f := getattr(ds, 'features', None), Mapping) else {}
 def _kind(f): return f"{type(f).__name__} {getattr(f, 'dtype', '')}"
@@ -247,8 +263,8 @@ def _encoded(dd, size, mode, image, label):
                          f'dd.class_encode_column({label!r}) makes classes.')
     if any(ds.format['type'] for ds in dd.values()):
         raise ValueError('These images have a transform already: take it off with dd.with_format(None).')
-    vocab,seen = getattr(features[label], 'names', []), set() if train is None else {*train[label]}
-    if seen and (empty := [c for i,c in enumerate(vocab) if i not in seen]):
+    seen = {*train[label]} if train and 'ClassLabel' in _kind(features[label]) else ()
+    if seen and (empty := [c for i,c in enumerate(features[label].names) if i not in seen]):
         warnings.warn(f"No training image has the {label} {', '.join(empty)}: add some, or leave the class out.")
     if size is not None: size = [_whole('size', o) for o in (size if isinstance(size, (tuple,list)) else [size]*2)]
     dd = {k: ds.select_columns([image,label]).cast_column(image, Image(decode=False)) for k,ds in dd.items()}
@@ -268,22 +284,6 @@ def image_tensors(
     def tensors(ds): return torch.stack([_pixels(o, **kw) for o in ds[image]]), torch.tensor(ds[label][:])
     return Splits({k: to_device(tensors(ds), device) for k,ds in dd.items()},
                   getattr(next(iter(dd.values())).features[label], 'names', None))
-
-# %% ../nbs/05_datasets.ipynb #da7a0009
-_split = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid', test='test')
-
-def _by_name(splits):
-    "The splits train, valid and test; None for those that are not there"
-    if not isinstance(splits, Mapping) or not splits:
-        raise ValueError(f"Splits need names, as in {{'train': ..., 'valid': ...}}, got {splits!r:.80}.")
-    res = dict.fromkeys(('train','valid','test'))
-    for k,v in splits.items():
-        nm = _split.get(str(k))
-        if nm is None: raise ValueError(f'{k!r} is not the name of a split. Use one of {", ".join(_split)}.')
-        if res[nm] is not None: raise ValueError(f'{k!r} is a second {nm} split in {list(splits)}. Give only one.')
-        res[nm] = v
-    if res['valid'] is None: res['valid'],res['test'] = res['test'],None
-    return res
 
 # %% ../nbs/05_datasets.ipynb #91d6d75b
 class DataLoaders:

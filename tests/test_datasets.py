@@ -439,7 +439,7 @@ def test_labels_of_text():
 def test_sizes_that_differ(folder):
     d,load = folder
     for f in (image_tensors, lambda dd: list(DataLoaders.from_dd(dd, 3).train)):
-        with pytest.raises(ValueError, match=r'0.png is of shape \(3, 31, 17\), the first image of \(3, 20, 30\): pass'):
+        with pytest.raises(ValueError, match=r'\d.png is of shape \(3, 31, 17\), the first .*\(3, 20, 30\): pass size='):
             f(load())
     mixed = hf([*colors(3), *grays(1)])
     with pytest.raises(ValueError, match=r"of shape \(1, 8, 6\).*mode='RGB' or 'L'"): image_tensors(mixed)
@@ -479,7 +479,7 @@ def test_a_class_without_images():
 
 def test_a_transform_of_ones_own_stays():
     dd = fashion_mnist(sample=True).with_transform(tensor_images)
-    with pytest.raises(ValueError, match=r'have a transform.*dd.with_format\(None\)'): DataLoaders.from_dd(dd, 8, size=14)
+    with pytest.raises(ValueError, match=r'have a transform.*with_format\(None\)'): DataLoaders.from_dd(dd, 8, size=14)
     def pil(rows): return [o['image'].size for o in rows]
     dd = fashion_mnist(sample=True)
     assert next(iter(DataLoaders.from_dd(dd, 2, collate_fn=pil).train))==[(28,28)]*2
