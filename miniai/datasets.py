@@ -225,10 +225,10 @@ def _by_name(splits):
 # %% ../nbs/05_datasets.ipynb #da7b0008
 def _features(ds): return f if isinstance(f := getattr(ds, 'features', None), Mapping) else {}
 def _kind(f): return f"{type(f).__name__} {getattr(f, 'dtype', '')}"
-_fits = {'image': ['Image'], 'label': ['ClassLabel',('Value int','Value uint')]} # the first that any column fits
 
-def _column(features, what, given):
-    fits = ([k for k,f in features.items() if _kind(f).startswith(o)] for o in _fits[what])
+def _column(features, what, given, *kinds):
+    "The column `given`, or the only one of the first of `kinds` that any column is of"
+    fits = ([k for k,f in features.items() if _kind(f).startswith(o)] for o in kinds)
     found = [given] if given else next(filter(None, fits), [])
     if len(found)==1 and found[0] in features: return found[0]
     raise ValueError(f'The {what} column has to be one of {[*features]}, not {found}: pass {what}= with its name. '
@@ -253,23 +253,24 @@ def _decode(b, image, label, **kw):
 
 # %% ../nbs/05_datasets.ipynb #da7b000a
 def _encoded(dd, size, mode, image, label):
-    "The image and the label column of each split of `dd`, with encoded images, and the arguments of `_decode`"
+    "The splits of `dd` with encoded images and labels, the names of the two columns, the classes, what `_pixels` takes"
     from datasets import Image
     train,first = _by_name(dd)['train'], next(iter(dd.values()))
     features = _features(first)
-    image,label = _column(features, 'image', image), _column(features, 'label', label)
+    image = _column(features, 'image', image, 'Image')
+    label = _column(features, 'label', label, 'ClassLabel', ('Value int','Value uint'))
     if _kind(features[label]).startswith(('Image','Value string','Value large_string')):
         raise ValueError(f'The label column {label} holds {features[label].dtype}, not numbers: of text, '
                          f'dd.class_encode_column({label!r}) makes classes.')
     if any(ds.format['type'] for ds in dd.values()):
         raise ValueError('These images have a transform already: take it off with dd.with_format(None).')
-    seen = {*train[label]} if train and 'ClassLabel' in _kind(features[label]) else ()
-    if seen and (empty := [c for i,c in enumerate(features[label].names) if i not in seen]):
+    vocab = getattr(features[label], 'names', None)
+    if vocab and train and (empty := [vocab[i] for i in {*range(len(vocab))}-{*train[label]}]):
         warnings.warn(f"No training image has the {label} {', '.join(empty)}: add some, or leave the class out.")
     if size is not None: size = [_whole('size', o) for o in (size if isinstance(size, (tuple,list)) else [size]*2)]
     dd = {k: ds.select_columns([image,label]).cast_column(image, Image(decode=False)) for k,ds in dd.items()}
     shape = tuple(_pixels(dd[next(iter(dd))][0][image], size, mode).shape)
-    return dd, dict(image=image, label=label, size=size, mode=mode, shape=shape)
+    return dd, image, label, vocab, dict(size=size, mode=mode, shape=shape)
 
 def image_tensors(
     dd, # `DatasetDict` with encoded images, as `load_dataset` gives it
@@ -279,11 +280,9 @@ def image_tensors(
     device=None
 )->Splits: # `uint8` (n,c,h,w) and labels
     "Images and labels of a `DatasetDict` as tensors on `device`, with the class names"
-    dd,kw = _encoded(dd, size, mode, image, label)
-    image,label = kw.pop('image'), kw.pop('label')
+    dd,image,label,vocab,kw = _encoded(dd, size, mode, image, label)
     def tensors(ds): return torch.stack([_pixels(o, **kw) for o in ds[image]]), torch.tensor(ds[label][:])
-    return Splits({k: to_device(tensors(ds), device) for k,ds in dd.items()},
-                  getattr(next(iter(dd.values())).features[label], 'names', None))
+    return Splits({k: to_device(tensors(ds), device) for k,ds in dd.items()}, vocab)
 
 # %% ../nbs/05_datasets.ipynb #91d6d75b
 class DataLoaders:
@@ -310,8 +309,9 @@ class DataLoaders:
         splits,bs,seed = _by_name(dd), _whole('batch_size', batch_size), _seed(seed)
         def is_raw(ds): return any('Image' in _kind(f) for f in _features(ds).values()) and ds.format['type'] is None
         if size or mode or image or label or 'collate_fn' not in kwargs and any(map(is_raw, dd.values())):
-            dd,kw = _encoded(dd, size, mode, image, label)
-            splits = _by_name({k: ds.with_transform(partial(_decode, **kw)) for k,ds in dd.items()})
+            dd,image,label,_,kw = _encoded(dd, size, mode, image, label)
+            decode = partial(_decode, image=image, label=label, **kw)
+            splits = _by_name({k: ds.with_transform(decode) for k,ds in dd.items()})
         order = {k: v for k in ('sampler','batch_sampler','shuffle') if (v := kwargs.pop(k, None)) is not None}
         def dl(ds, train):
             kw = {'generator': torch.Generator().manual_seed(seed), **kwargs} | (order if train else {})
