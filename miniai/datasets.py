@@ -262,6 +262,7 @@ def _encoded(dd, size, mode, image, label):
     if _kind(features[label]).startswith(('Image','Value string','Value large_string')):
         raise ValueError(f'The label column {label} holds {features[label].dtype}, not numbers: of text, '
                          f'dd.class_encode_column({label!r}) makes classes.')
+    if mode not in (None,'L','RGB','RGBA'): raise ValueError(f'mode is {mode!r}: take L for gray, or RGB, or RGBA.')
     if any(ds.format['type'] for ds in dd.values()):
         raise ValueError('These images have a transform already: take it off with dd.with_format(None).')
     vocab = getattr(features[label], 'names', None)
