@@ -273,14 +273,12 @@ def _encoded(dd, size, mode, image, label):
     shape = tuple(_pixels(dd[next(iter(dd))][0][image], size, mode).shape)
     return dd, image, label, vocab, dict(size=size, mode=mode, shape=shape)
 
-def image_tensors(
-    dd, # `DatasetDict` with encoded images, as `load_dataset` gives it
+def image_tensors(dd,
     size=None, # Height and width that images are cut and scaled to, a number or a pair; None leaves them
     mode=None, # `RGB`, or `L` for gray; None keeps gray images gray and turns others into RGB
-    image=None, label=None, # Names of the columns; None finds them by their features
-    device=None
+    image=None, label=None, device=None # Names of the columns; None finds them by their features
 )->Splits: # `uint8` (n,c,h,w) and labels
-    "Images and labels of a `DatasetDict` as tensors on `device`, with the class names"
+    "Images and labels of a `DatasetDict`, as `load_dataset` gives it, as tensors on `device`, with the class names"
     dd,image,label,vocab,kw = _encoded(dd, size, mode, image, label)
     def tensors(ds): return torch.stack([_pixels(o, **kw) for o in ds[image]]), torch.tensor(ds[label][:])
     return Splits({k: to_device(tensors(ds), device) for k,ds in dd.items()}, vocab)
@@ -296,11 +294,8 @@ class DataLoaders:
         return cls(*(None if v is None else f(v, k=='train') for k,v in splits.items()), vocab)
 
     @classmethod
-    def from_dd(cls,
-        dd, # `DatasetDict`, or a dict of datasets whose rows are dicts or tuples
-        batch_size,
-        as_tuple=True, # Make tuples of rows that are dicts, with the columns in their order?
-        drop_last=False, # Leave out a last training batch that is not full?
+    def from_dd(cls, dd, batch_size, # `DatasetDict`, or a dict of datasets whose rows are dicts or tuples
+        as_tuple=True, drop_last=False, # Make tuples of rows that are dicts? Leave out a last batch that is not full?
         seed=None, # Seed of the order; None draws one from torch's global generator
         vocab=None, # Class names; None takes those of the first `ClassLabel` column
         size=None, mode=None, image=None, label=None, # As `image_tensors` takes them, for encoded images
