@@ -14,14 +14,8 @@ from operator import index
 import numpy as np, torch
 
 # %% ../nbs/00_core.ipynb #5e66a398
-def show_image(
-    im, # PIL image, array, or tensor; (c,h,w), (h,w,c) or (h,w)
-    ax=None, # Axes to draw on; None makes new ones
-    figsize=None, # Width and height in inches of new axes
-    title=None, noframe=True,
-    **kwargs # Passed on to matplotlib's `Axes.imshow`
-): # The axes
-    "Show an image on `ax`; one channel is drawn in gray"
+def show_image(im, ax=None, figsize=None, title=None, noframe=True, **kwargs):
+    "Draw `im`, an image, array or tensor of shape (c,h,w), (h,w,c) or (h,w), with `Axes.imshow`, and return the axes"
     if isinstance(im, torch.Tensor): im = (im.float() if im.is_floating_point() else im).detach().cpu()
     im = np.asarray(im)
     if im.ndim==3 and im.shape[0] in (1,3,4) and im.shape[2] not in (1,3,4): im = im.transpose(1,2,0)
@@ -35,27 +29,16 @@ def show_image(
     return ax
 
 # %% ../nbs/00_core.ipynb #f5986df9
-def subplots(
-    nrows=1, ncols=1, figsize=None,
-    imsize=3, # Width and height in inches of each of the axes
-    suptitle=None, # Text above the whole figure
-    **kwargs # Passed on to matplotlib's `plt.subplots`
-): # Figure and array of axes
-    "A figure whose axes are `imsize` inches wide and high"
+def subplots(nrows=1, ncols=1, figsize=None, imsize=3, suptitle=None, **kwargs):
+    "Figure and array of axes, `imsize` inches wide and high; matplotlib's `subplots` takes `kwargs`"
     from matplotlib import pyplot as plt
     figsize = figsize or (imsize*ncols, imsize*nrows)
     fig,axs = plt.subplots(nrows, ncols, **{'figsize': figsize, 'layout': 'constrained'} | kwargs)
     if suptitle is not None: fig.suptitle(suptitle)
     return fig, np.atleast_1d(axs)
 
-def get_grid(
-    n, # Number of axes
-    nrows=None, ncols=None, # None works them out
-    title=None, weight='normal', size='large', # Text above the whole figure, its font's weight and size
-    imsize=1.6, # Width and height in inches of each of the axes
-    **kwargs # Passed on to `subplots`
-): # Figure and array of the n axes
-    "A figure with a grid of `n` axes"
+def get_grid(n, nrows=None, ncols=None, title=None, weight='normal', size='large', imsize=1.6, **kwargs):
+    "Figure and array of `n` axes in a grid; `title` has the font `weight` and `size`, `subplots` takes `kwargs`"
     if n<1: raise ValueError(f'A grid needs at least one image, got {n}.')
     if nrows is None: nrows = -(-n//ncols) if ncols else int(n**.5)
     if ncols is None: ncols = -(-n//nrows)
@@ -65,15 +48,8 @@ def get_grid(
     if title is not None: fig.suptitle(title, weight=weight, size=size)
     return fig, axs.flat[:n]
 
-def show_images(
-    ims, # Images, each as `show_image` takes it
-    nrows=None, ncols=None, # None works them out
-    titles=None, # A title for each image
-    title=None, # Text above the whole figure
-    imsize=1.6, # Inches for each image
-    **kwargs # Passed on to `get_grid` (figsize, suptitle, weight, size) and `show_image`
-): # The figure
-    "Show images on a grid"
+def show_images(ims, nrows=None, ncols=None, titles=None, title=None, imsize=1.6, **kwargs):
+    "Draw images in a grid and return the figure; `titles` has one for each, `get_grid` and `show_image` take `kwargs`"
     n = len(ims)
     if titles is None: titles = [None]*n
     if len(titles)!=n: raise ValueError(f'{n} images but {len(titles)} titles: give as many of each.')
@@ -85,16 +61,13 @@ def show_images(
 # %% ../nbs/00_core.ipynb #42bd6e52
 def_device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
 
-def map_batch(
-    f, # Function of one tensor
-    b # Tensor, or a nested list, tuple or dict of tensors
-): # The same structure with `f` applied; what is not a tensor stays as it is
-    "Apply `f` to every tensor in `b`"
+def map_batch(f, b):
+    "Apply `f` to every tensor in `b`, a nested list, tuple or dict; what is not a tensor stays as it is"
     if isinstance(b, torch.Tensor): return f(b)
-    if isinstance(b, (list,tuple)):
-        res = [map_batch(f, o) for o in b]
-        return type(b)(*res) if hasattr(b, '_fields') else type(b)(res)
-    return {k: map_batch(f, v) for k,v in b.items()} if isinstance(b, Mapping) else b
+    if isinstance(b, Mapping): return {k: map_batch(f, v) for k,v in b.items()}
+    if not isinstance(b, (list,tuple)): return b
+    res = [map_batch(f, o) for o in b]
+    return type(b)(*res) if hasattr(b, '_fields') else type(b)(res)
 
 def to_device(b, device=None):
     "Move every tensor in `b` to `device`; None is `def_device`"
@@ -107,11 +80,8 @@ def to_cpu(b):
     return map_batch(lambda t: t.detach().cpu().float() if t.dtype in half else t.detach().cpu(), b)
 
 # %% ../nbs/00_core.ipynb #e37a925c
-def set_seed(
-    seed, # Any integer from 0 to 2**32-1
-    deterministic=False # Also insist on deterministic kernels, slower on a GPU?
-):
-    "Seed the generators of Python, numpy and torch"
+def set_seed(seed, deterministic=False):
+    "Seed Python, numpy and torch; `deterministic` also insists on kernels that repeat, slower on a GPU"
     if not 0<=seed<2**32: raise ValueError(f'seed is {seed}, it must be from 0 to {2**32-1}.')
     for f in (random.seed, np.random.seed, torch.manual_seed): f(index(seed))
     torch.use_deterministic_algorithms(deterministic)
@@ -120,41 +90,38 @@ def set_seed(
 def _generators(o, depth=8):
     "The `torch.Generator`s that `o` holds, and its loaders and their samplers; datasets are not searched"
     if isinstance(o, torch.Generator): return [o]
-    if isinstance(o, Mapping): parts = [o]
-    elif isinstance(o, (list,tuple)): parts = [dict(enumerate(o))]
-    else:
-        parts = object.__getstate__(o) # None, a dict of attributes, or a pair with a second one for slots
-        if not isinstance(parts, tuple): parts = [parts]
+    if isinstance(o, (list,tuple)): o = dict(enumerate(o))
+    parts = o if isinstance(o, Mapping) else object.__getstate__(o) # None, attributes, or a pair of them and slots
     def holds(k, v):
         if isinstance(v, (list,tuple,dict)): return len(v)<100
         return isinstance(v, torch.Generator) or hasattr(type(v), '__iter__') and not hasattr(type(v), '__getitem__')
-    held = [v for p in parts if p for k,v in p.items() if str(k).strip('_')!='dataset' and holds(k, v)]
+    held = [v for p in (parts if isinstance(parts, tuple) else [parts]) if p for k,v in p.items()
+            if str(k).strip('_')!='dataset' and holds(k, v)]
     return list(dict.fromkeys(g for v in held if depth for g in _generators(v, depth-1)))
 
-def random_state(
-    dls # `DataLoaders`, or any object that holds loaders
-)->dict: # Numbers and tensors, which `torch.load` takes with weights_only
-    "State of every random generator: Python's, numpy's, torch's on each device, and the loaders' own"
+def _numpy_state():
     alg,keys,*rest = np.random.get_state()
-    res = dict(python=random.getstate(), numpy=[alg, keys.tolist(), *rest], torch=torch.get_rng_state(),
-               loaders=[g.get_state() for g in _generators(dls)])
-    if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available(): res['mps'] = torch.mps.get_rng_state()
+    return [alg, keys.tolist(), *rest]
+
+def _global_states():
+    "What gets and what sets the state of each generator that is not a loader's own"
+    res = {'python': (random.getstate, random.setstate), 'torch': (torch.get_rng_state, torch.set_rng_state),
+           'numpy': (_numpy_state, lambda state: np.random.set_state(tuple(state)))}
+    if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all
+    if torch.backends.mps.is_available(): res['mps'] = torch.mps.get_rng_state, torch.mps.set_rng_state
     return res
 
-def set_random_state(
-    state, # From `random_state`
-    dls # The same loaders, or loaders that were made like them
-):
-    "Put every random generator back to `state`; where one fails the others are put back all the same"
+def random_state(dls)->dict:
+    "State of every random generator, also of those that the loaders in `dls` hold; it loads with weights_only"
+    states = {nm: get() for nm,(get,_) in _global_states().items()}
+    return states | {'loaders': [g.get_state() for g in _generators(dls)]}
+
+def set_random_state(state, dls):
+    "Put every generator, also of loaders like those it was taken from, back to `state`; one that fails stops no other"
+    def put(nm, f): f(state[nm])
     with ExitStack() as restores:
-        restores.callback(lambda: random.setstate(state['python']))
-        restores.callback(lambda: np.random.set_state(tuple(state['numpy'])))
-        restores.callback(lambda: torch.set_rng_state(state['torch']))
-        if 'cuda' in state and torch.cuda.is_available():
-            restores.callback(torch.cuda.set_rng_state_all, state['cuda'])
-        if 'mps' in state and torch.backends.mps.is_available():
-            restores.callback(torch.mps.set_rng_state, state['mps'])
+        for nm,(_,f) in _global_states().items():
+            if nm in state or nm not in ('cuda','mps'): restores.callback(put, nm, f)
         gens,saved = _generators(dls), state['loaders']
         for g,s in zip(gens, saved): restores.callback(g.set_state, s)
         if len(gens)!=len(saved):

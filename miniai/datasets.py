@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['class_names', 'load_idx', 'DataSource', 'data_source', 'fashion_arrays', 'fashion_mnist', 'pixel_stats', 'inplace',
-           'tensor_images', 'CollateDict', 'collate_dict', 'collate_device', 'get_dls', 'SeededSampler', 'TensorLoader',
-           'fashion_tensors', 'hold_out', 'DataLoaders']
+           'tensor_images', 'collate_dict', 'collate_device', 'get_dls', 'SeededSampler', 'TensorLoader', 'Splits',
+           'fashion_tensors', 'hold_out', 'image_tensors', 'DataLoaders']
 
 # %% ../nbs/05_datasets.ipynb #665f5008
-import gzip, math, os, struct, zlib
+import gzip, math, os, struct, warnings, zlib, numpy as np, torch
+from collections import namedtuple
 from collections.abc import Mapping
-from functools import wraps
+from functools import partial, wraps
 from importlib.resources import files
 from numbers import Integral
 from operator import index
 from pathlib import Path
-from typing import NamedTuple
-import numpy as np, torch
+from PIL import ImageOps
 from torch.utils.data import DataLoader, Sampler, default_collate
 from .core import to_device
 
@@ -24,11 +24,8 @@ from .core import to_device
 _remedy = ('Install the Debian package dataset-fashion-mnist, or set MINIAI_DATA to a folder with the four IDX .gz '
            'files, or use the shipped sample: fashion_mnist(sample=True), MINIAI_DATA=sample.')
 
-def load_idx(
-    path, # A gzipped IDX file of bytes
-    ndim # Dimensions it must have: 3 for images, 1 for labels
-)->np.ndarray: # `uint8`, of the shape in the header
-    "Read a gzipped IDX file and check it against its own header"
+def load_idx(path, ndim)->np.ndarray:
+    "Read a gzipped IDX file of bytes, of 3 dimensions for images and 1 for labels, and check it against its own header"
     def bad(msg): return ValueError(f'{path}: {msg}. Replace the file with a fresh download.')
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} is missing or not a regular file. {_remedy}')
     magic,start = bytes([0,0,8,ndim]), 4+4*ndim
@@ -53,40 +50,20 @@ class_names = ['T-shirt/top','Trouser','Pullover','Dress','Coat','Sandal','Shirt
 _system = Path('/usr/share/datasets/fashion-mnist')
 _hub = 'zalando-datasets/fashion_mnist'
 
-class DataSource(NamedTuple):
+class DataSource(namedtuple('DataSource', 'name folder')):
     "Where Fashion-MNIST comes from; `folder` is None for the hub"
-    name:str
-    folder:Path|None
     def __str__(self):
         if self.name=='sample': return 'Fashion-MNIST, the small sample that ships with miniai'
         return f'Fashion-MNIST from {self.folder or _hub} ({self.name})'
 
-def data_source(
-    path=None, # Folder with the four IDX .gz files, or `sample`, or `full` (never the sample); None: the usual places
-    sample=False # Use the sample that ships with the package?
-)->DataSource:
-    "The first place that has Fashion-MNIST"
+def data_source(path=None, sample=False)->DataSource:
+    "The first place that has Fashion-MNIST; `path` is a folder with the four files, 'sample', or 'full' (no sample)"
     env = os.environ.get('MINIAI_DATA')
     if sample or path=='sample' or path is None and env=='sample':
         return DataSource('sample', Path(files('miniai')/'sample'))
     if path not in (None,'full'): return DataSource('the path given', Path(path))
     if env and env!='sample': return DataSource('$MINIAI_DATA', Path(env))
     return DataSource('system folder', _system) if _system.exists() else DataSource('Hugging Face hub', None)
-
-# %% ../nbs/05_datasets.ipynb #1a05efa3
-def _read_folder(folder, why):
-    if not folder.is_dir(): raise FileNotFoundError(f'{folder} ({why}) is not a folder. {_remedy}')
-    splits = {}
-    for split,stem in ('train','train'), ('test','t10k'):
-        fi,fl = folder/f'{stem}-images-idx3-ubyte.gz', folder/f'{stem}-labels-idx1-ubyte.gz'
-        x,y = load_idx(fi, 3), load_idx(fl, 1)
-        if x.shape[1:]!=(28,28):
-            raise ValueError(f'{fi}: the images are {x.shape[1]}×{x.shape[2]}, not 28×28. Replace the file.')
-        if len(x)!=len(y):
-            raise ValueError(f'{fi} holds {len(x)} images but {fl} {len(y)} labels: they do not belong together.')
-        if y.max(initial=0)>9: raise ValueError(f'{fl}: label {y.max()} is out of range, the classes are 0 to 9.')
-        splits[split] = x,y
-    return splits
 
 # %% ../nbs/05_datasets.ipynb #10ecc15b
 def _from_hub():
@@ -103,34 +80,48 @@ def _from_hub():
         raise FileNotFoundError(f'Fashion-MNIST was not found. Tried: {tried}. {_remedy}') from e
     finally: config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = offline
 
-# %% ../nbs/05_datasets.ipynb #e791b4f0
+# %% ../nbs/05_datasets.ipynb #1a05efa3
 def fashion_arrays(path=None, sample=False)->dict: # Split name to images (n,28,28) and labels (n,), both `uint8`
     "Fashion-MNIST as arrays of bytes, from the place that `data_source` finds"
-    src = data_source(path, sample)
-    if src.folder: return _read_folder(src.folder, src.name)
-    return {k: (np.stack([np.asarray(im) for im in d['image']]), np.array(d['label'], np.uint8))
-            for k,d in _from_hub().items()}
+    why,folder = data_source(path, sample)
+    if not folder: return {k: (np.stack([np.asarray(im) for im in d['image']]), np.array(d['label'], np.uint8))
+                           for k,d in _from_hub().items()}
+    if not folder.is_dir(): raise FileNotFoundError(f'{folder} ({why}) is not a folder. {_remedy}')
+    splits = {}
+    for split,stem in ('train','train'), ('test','t10k'):
+        fi,fl = folder/f'{stem}-images-idx3-ubyte.gz', folder/f'{stem}-labels-idx1-ubyte.gz'
+        x,y = load_idx(fi, 3), load_idx(fl, 1)
+        if x.shape[1:]!=(28,28):
+            raise ValueError(f'{fi}: the images are {x.shape[1]}×{x.shape[2]}, not 28×28. Replace the file.')
+        if len(x)!=len(y):
+            raise ValueError(f'{fi} holds {len(x)} images but {fl} {len(y)} labels: they do not belong together.')
+        if y.max(initial=0)>9: raise ValueError(f'{fl}: label {y.max()} is out of range, the classes are 0 to 9.')
+        splits[split] = x,y
+    return splits
 
+# %% ../nbs/05_datasets.ipynb #e791b4f0
 def fashion_mnist(path=None, sample=False): # `DatasetDict` with the splits train and test, columns image and label
     "Fashion-MNIST as a Hugging Face `DatasetDict`, from the place that `data_source` finds"
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
-    src = data_source(path, sample)
-    if not src.folder: return _from_hub()
+    if not data_source(path, sample).folder: return _from_hub()
     features = Features(image=Image(), label=ClassLabel(names=class_names))
     def ds(x, y):
         ims = [{'bytes': b'P5 28 28 255\n'+im.tobytes(), 'path': None} for im in x]
         return Dataset.from_dict({'image': ims, 'label': y.tolist()}, features=features)
-    return DatasetDict({k: ds(*v) for k,v in _read_folder(src.folder, src.name).items()})
+    return DatasetDict({k: ds(*v) for k,v in fashion_arrays(path, sample).items()})
 
 # %% ../nbs/05_datasets.ipynb #eed3a061
-def pixel_stats(x)->tuple: # Mean and standard deviation, with white as 1
-    "Mean and standard deviation of all pixels of `x`, a `uint8` array or tensor"
+def pixel_stats(x)->tuple:
+    "Mean and standard deviation of the pixels of bytes `x`, white as 1; lists of one per channel for color (n,c,h,w)"
     if x.dtype not in (np.uint8, torch.uint8):
         raise TypeError(f'pixel_stats counts bytes, got {x.dtype}: for floats take x.mean() and x.std().')
-    n = torch.bincount(torch.as_tensor(x).flatten(), minlength=256).double().cpu()
+    x = torch.as_tensor(x)
+    channels = x.unbind(1) if x.ndim==4 and x.shape[1]>1 else [x]
+    n = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in channels]).double().cpu()
     v = torch.arange(256, dtype=torch.double)/255
-    m = (n*v).sum()/n.sum()
-    return m.item(), ((n*(v-m)**2).sum()/n.sum()).sqrt().item()
+    m = (n*v).sum(1)/n.sum(1)
+    std = ((n*(v-m[:,None])**2).sum(1)/n.sum(1)).sqrt()
+    return (m.tolist(), std.tolist()) if len(m)>1 else (m.item(), std.item())
 
 # %% ../nbs/05_datasets.ipynb #6c6cc61e
 def inplace(f):
@@ -148,17 +139,14 @@ def tensor_images(b):
     b['image'] = [to_tensor(im) for im in b['image']]
 
 # %% ../nbs/05_datasets.ipynb #4866621d
-class CollateDict:
-    "Collates rows that are dicts to a tuple of the columns `keys`"
-    def __init__(self, *keys): self.keys = keys
-    def __call__(self, rows):
-        b = default_collate(rows)
-        return tuple(b[k] for k in self.keys)
+def _collate_columns(rows, columns):
+    b = default_collate(rows)
+    return tuple(b[k] for k in columns)
 
 def collate_dict(ds):
     "A collate function that makes a tuple of the columns of `ds`, in their order"
     row = ds[0]
-    return CollateDict(*row) if isinstance(row, Mapping) else default_collate
+    return partial(_collate_columns, columns=[*row]) if isinstance(row, Mapping) else default_collate
 
 def collate_device(b, device=None):
     "Collate the rows `b` and move them to `device`; None is `def_device`"
@@ -178,58 +166,122 @@ class SeededSampler(Sampler):
     def __iter__(self): return iter(self.permutation().tolist())
 
 # %% ../nbs/05_datasets.ipynb #39461b00
+def _whole(nm, v):
+    if isinstance(v, Integral) and v>0: return int(v)
+    raise ValueError(f'{nm} is {v!r}, it must be a whole number of at least 1.')
+
+def _seed(seed): return index(torch.randint(2**32, ()) if seed is None else seed)
+
 class TensorLoader:
     "Batches of the tensors `x` and `y` on the device they are on; bytes become floats in [0,1]"
     def __init__(self, x, y, batch_size, shuffle=False, drop_last=False, seed=None):
         if len(x)!=len(y): raise ValueError(f'{len(x)} inputs but {len(y)} targets: give as many of each.')
-        self.x,self.y,self.batch_size,self.drop_last = x, y, _batch_size(batch_size), drop_last
+        self.x,self.y,self.batch_size,self.drop_last = x, y, _whole('batch_size', batch_size), drop_last
         self.sampler = SeededSampler(len(x), _seed(seed)) if shuffle else None
-    def __len__(self):
-        n,bs = len(self.x), self.batch_size
-        return n//bs if self.drop_last else -(-n//bs)
+    def __len__(self): return (len(self.x) + (0 if self.drop_last else self.batch_size-1))//self.batch_size
     def __iter__(self):
-        idx = self.sampler.permutation().to(self.x.device) if self.sampler else None
-        for i in range(len(self)):
-            rows = slice(i*self.batch_size, (i+1)*self.batch_size)
-            if idx is not None: rows = idx[rows]
+        idx,bs = self.sampler and self.sampler.permutation().to(self.x.device), self.batch_size
+        for i in range(0, len(self)*bs, bs):
+            rows = slice(i, i+bs) if idx is None else idx[i:i+bs]
             x = self.x[rows]
             yield (x.float().div_(255) if x.dtype==torch.uint8 else x), self.y[rows]
 
-def _batch_size(bs):
-    if isinstance(bs, Integral) and bs>0: return int(bs)
-    raise ValueError(f'batch_size is {bs!r}, it must be a whole number of at least 1.')
-
-def _seed(seed): return index(torch.randint(2**32, ()) if seed is None else seed)
-
 # %% ../nbs/05_datasets.ipynb #68553c3e
-def fashion_tensors(path=None, sample=False, device=None)->dict: # Split name to `uint8` (n,1,28,28) and `int64` (n,)
-    "Fashion-MNIST as tensors on `device`, from the place that `data_source` finds"
-    return {k: to_device((torch.from_numpy(x)[:,None], torch.from_numpy(y).long()), device)
-            for k,(x,y) in fashion_arrays(path, sample).items()}
+class Splits(dict):
+    "Tensors (x,y) of each split by its name, and the class names in `vocab` where they are known"
+    def __init__(self, splits, vocab=None):
+        super().__init__(splits)
+        self.vocab = vocab
 
-def hold_out(splits, n, seed=0)->dict: # The splits train, valid and test
-    "Set `n` random images of `splits['train']` aside as a validation set"
+def fashion_tensors(path=None, sample=False, device=None)->Splits: # `uint8` (n,1,28,28) and `int64` (n,)
+    "Fashion-MNIST as tensors on `device`, from the place that `data_source` finds"
+    return Splits({k: to_device((torch.from_numpy(x)[:,None], torch.from_numpy(y).long()), device)
+                   for k,(x,y) in fashion_arrays(path, sample).items()}, class_names)
+
+def hold_out(splits, n, seed=0)->Splits:
+    "Set `n` random images of `splits['train']` aside as the split `valid`"
     x,y = splits['train']
     if not 0<n<len(x): raise ValueError(f'Cannot hold out {n} of {len(x)} training images: take from 1 to {len(x)-1}.')
     idx = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
-    return {'train': (x[idx[n:]], y[idx[n:]]), 'valid': (x[idx[:n]], y[idx[:n]]), 'test': splits['test']}
+    parts = {'train': (x[idx[n:]], y[idx[n:]]), 'valid': (x[idx[:n]], y[idx[:n]])}
+    return Splits(parts | {k: v for k,v in splits.items() if k not in parts}, getattr(splits, 'vocab', None))
 
 # %% ../nbs/05_datasets.ipynb #da7a0009
-_splits = (dict.fromkeys(['train','training'], 'train') | dict.fromkeys(['valid','val','validation','dev'], 'valid')
-           | {'test': 'test'})
+_split = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid', test='test')
 
 def _by_name(splits):
     "The splits train, valid and test; None for those that are not there"
     if not isinstance(splits, Mapping) or not splits:
         raise ValueError(f"Splits need names, as in {{'train': ..., 'valid': ...}}, got {splits!r:.80}.")
     res = dict.fromkeys(('train','valid','test'))
-    for k in splits:
-        nm = _splits.get(str(k))
-        if nm is None: raise ValueError(f'{k!r} is not the name of a split. Use one of {", ".join(_splits)}.')
+    for k,v in splits.items():
+        nm = _split.get(str(k))
+        if nm is None: raise ValueError(f'{k!r} is not the name of a split. Use one of {", ".join(_split)}.')
         if res[nm] is not None: raise ValueError(f'{k!r} is a second {nm} split in {list(splits)}. Give only one.')
-        res[nm] = splits[k]
+        res[nm] = v
     if res['valid'] is None: res['valid'],res['test'] = res['test'],None
     return res
+
+# %% ../nbs/05_datasets.ipynb #da7b0008
+def _features(ds): return f if isinstance(f := getattr(ds, 'features', None), Mapping) else {}
+def _kind(f): return f"{type(f).__name__} {getattr(f, 'dtype', '')}"
+
+def _column(features, what, given, *kinds):
+    "The column `given`, or the only one of the first of `kinds` that any column is of"
+    fits = ([k for k,f in features.items() if _kind(f).startswith(o)] for o in kinds)
+    found = [given] if given else next(filter(None, fits), [])
+    if len(found)==1 and found[0] in features: return found[0]
+    raise ValueError(f'The {what} column has to be one of {[*features]}, not {found}: pass {what}= with its name. '
+                     'A folder of images has labels where it has a folder for each class.')
+
+def _pixels(o, size, mode, shape=None):
+    "The encoded image `o` as `uint8` (c,h,w), which has to be of `shape`"
+    from datasets import Image
+    nm = (o or {}).get('path') or 'An image without a file name'
+    try:
+        im = Image().decode_example(o)
+        if im.mode[0] in 'IF': raise ValueError(f'the mode {im.mode} is not one of 8 bits')
+    except Exception as e: raise ValueError(f'{nm} cannot be used ({e}): replace the file, or take it out.') from e
+    im = im.convert(mode or ('L' if im.mode in ('1','L','LA') else 'RGB'))
+    x = np.atleast_3d(ImageOps.fit(im, size[::-1]) if size else im).transpose(2,0,1).copy()
+    if shape and x.shape!=shape: raise ValueError(f'{nm} is of shape {x.shape}, the first image of {shape}: pass size= '
+                                                  "for images of equal size, mode='RGB' or 'L' for equal channels.")
+    return torch.from_numpy(x)
+
+def _decode(b, image, label, **kw):
+    return {image: [_pixels(o, **kw).float().div_(255) for o in b[image]], label: [torch.tensor(o) for o in b[label]]}
+
+# %% ../nbs/05_datasets.ipynb #da7b000a
+def _encoded(dd, size, mode, image, label):
+    "The splits of `dd` with encoded images and labels, the names of the two columns, the classes, what `_pixels` takes"
+    from datasets import Image
+    train,first = _by_name(dd)['train'], next(iter(dd.values()))
+    features = _features(first)
+    image = _column(features, 'image', image, 'Image')
+    label = _column(features, 'label', label, 'ClassLabel', ('Value int','Value uint'))
+    if _kind(features[label]).startswith(('Image','Value string','Value large_string')):
+        raise ValueError(f'The label column {label} holds {features[label].dtype}, not numbers: of text, '
+                         f'dd.class_encode_column({label!r}) makes classes.')
+    if mode not in (None,'L','RGB','RGBA'): raise ValueError(f'mode is {mode!r}: take L for gray, or RGB, or RGBA.')
+    if any(ds.format['type'] for ds in dd.values()):
+        raise ValueError('These images have a transform already: take it off with dd.with_format(None).')
+    vocab = getattr(features[label], 'names', None)
+    if vocab and train and (empty := [vocab[i] for i in {*range(len(vocab))}-{*train[label]}]):
+        warnings.warn(f"No training image has the {label} {', '.join(empty)}: add some, or leave the class out.")
+    if size is not None: size = [_whole('size', o) for o in (size if isinstance(size, (tuple,list)) else [size]*2)]
+    dd = {k: ds.select_columns([image,label]).cast_column(image, Image(decode=False)) for k,ds in dd.items()}
+    shape = tuple(_pixels(dd[next(iter(dd))][0][image], size, mode).shape)
+    return dd, image, label, vocab, dict(size=size, mode=mode, shape=shape)
+
+def image_tensors(dd,
+    size=None, # Height and width that images are cut and scaled to, a number or a pair; None leaves them
+    mode=None, # `RGB`, or `L` for gray; None keeps gray images gray and turns others into RGB
+    image=None, label=None, device=None # Names of the columns; None finds them by their features
+)->Splits: # `uint8` (n,c,h,w) and labels
+    "Images and labels of a `DatasetDict`, as `load_dataset` gives it, as tensors on `device`, with the class names"
+    dd,image,label,vocab,kw = _encoded(dd, size, mode, image, label)
+    def tensors(ds): return torch.stack([_pixels(o, **kw) for o in ds[image]]), torch.tensor(ds[label][:])
+    return Splits({k: to_device(tensors(ds), device) for k,ds in dd.items()}, vocab)
 
 # %% ../nbs/05_datasets.ipynb #91d6d75b
 class DataLoaders:
@@ -242,33 +294,35 @@ class DataLoaders:
         return cls(*(None if v is None else f(v, k=='train') for k,v in splits.items()), vocab)
 
     @classmethod
-    def from_dd(cls,
-        dd, # `DatasetDict`, or a dict of datasets whose rows are dicts or tuples
-        batch_size,
-        as_tuple=True, # Make tuples of rows that are dicts, with the columns in their order?
-        drop_last=False, # Leave out a last training batch that is not full?
+    def from_dd(cls, dd, batch_size, # `DatasetDict`, or a dict of datasets whose rows are dicts or tuples
+        as_tuple=True, drop_last=False, # Make tuples of rows that are dicts? Leave out a last batch that is not full?
         seed=None, # Seed of the order; None draws one from torch's global generator
         vocab=None, # Class names; None takes those of the first `ClassLabel` column
+        size=None, mode=None, image=None, label=None, # As `image_tensors` takes them, for encoded images
         **kwargs # Passed on to `DataLoader`
     ):
-        "Loaders over a `DatasetDict`, the training split shuffled"
-        splits,bs,seed = _by_name(dd), _batch_size(batch_size), _seed(seed)
+        "Loaders over a `DatasetDict`, the training split shuffled; images that nothing decodes yet become tensors"
+        splits,bs,seed = _by_name(dd), _whole('batch_size', batch_size), _seed(seed)
+        def is_raw(ds): return any('Image' in _kind(f) for f in _features(ds).values()) and ds.format['type'] is None
+        if size or mode or image or label or 'collate_fn' not in kwargs and any(map(is_raw, dd.values())):
+            dd,image,label,_,kw = _encoded(dd, size, mode, image, label)
+            decode = partial(_decode, image=image, label=label, **kw)
+            splits = _by_name({k: ds.with_transform(decode) for k,ds in dd.items()})
         order = {k: v for k in ('sampler','batch_sampler','shuffle') if (v := kwargs.pop(k, None)) is not None}
         def dl(ds, train):
-            kw = {'generator': torch.Generator().manual_seed(seed), **kwargs}
+            kw = {'generator': torch.Generator().manual_seed(seed), **kwargs} | (order if train else {})
             if as_tuple and 'collate_fn' not in kw and len(ds): kw['collate_fn'] = collate_dict(ds)
-            if train: kw |= order
             if train and order in ({}, {'shuffle': True}):
                 kw |= {'sampler': SeededSampler(len(ds), seed, kwargs.get('generator')), 'shuffle': None}
             if 'batch_sampler' not in kw: kw |= {'batch_size': bs, 'drop_last': drop_last and train}
             return DataLoader(ds, **kw)
-        columns = [f for ds in splits.values() for f in (getattr(ds, 'features', None) or {}).values()]
-        if vocab is None: vocab = next((list(f.names) for f in columns if hasattr(f, 'names')), None)
+        columns = [f for ds in splits.values() for f in _features(ds).values()]
+        if vocab is None: vocab = next((f.names for f in columns if 'ClassLabel' in _kind(f)), None)
         return cls._from_splits(splits, dl, vocab)
 
     @classmethod
     def from_tensors(cls, splits, batch_size, drop_last=False, seed=None, vocab=None):
-        "Loaders over `splits` as `fashion_tensors` gives them; arguments as for `from_dd`"
+        "Loaders over `splits` as `fashion_tensors` gives them, with their `vocab`; arguments as for `from_dd`"
         kw = dict(batch_size=batch_size, seed=_seed(seed))
         def dl(xy, train): return TensorLoader(*xy, shuffle=train, drop_last=drop_last and train, **kw)
-        return cls._from_splits(_by_name(splits), dl, vocab)
+        return cls._from_splits(_by_name(splits), dl, getattr(splits, 'vocab', None) if vocab is None else vocab)

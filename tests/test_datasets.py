@@ -287,7 +287,7 @@ def test_collate_functions():
     f = pickle.loads(pickle.dumps(collate_dict(rows(3))))
     x,y = f(rows(3))
     assert x.shape==(3,1,2,2) and y.tolist()==[0,1,2]
-    assert collate_dict(fashion_mnist(sample=True)['test']).keys==('image','label')
+    assert collate_dict(fashion_mnist(sample=True)['test']).keywords=={'columns': ['image','label']}
     b = pickle.loads(pickle.dumps(partial(collate_device, device='meta')))(rows(3))
     assert b['image'].device.type==b['label'].device.type=='meta' and collate_device(rows(3))['label'].tolist()==[0,1,2]
 
@@ -324,3 +324,173 @@ def test_hold_out_splits_without_overlap():
     x = torch.arange(100).reshape(100,1)
     s = hold_out({'train': (x,x[:,0]), 'test': (x,x)}, 30)
     assert sorted(torch.cat([s['train'][1], s['valid'][1]]).tolist())==list(range(100)) and len(s['valid'][0])==30
+
+# Images of any kind
+
+SIZES = {'cat': (20,30), 'dog': (31,17)} # height and width
+
+@pytest.fixture
+def folder(tmp_path):
+    "A folder of PNGs in color, by class, and the `DatasetDict` that it makes"
+    import datasets
+    from PIL import Image
+    for i,(c,(h,w)) in enumerate(SIZES.items()):
+        (tmp_path/'ims'/c).mkdir(parents=True)
+        for j in range(6): Image.new('RGB', (w,h), (250*i, 10*j, 100)).save(tmp_path/'ims'/c/f'{j}.png')
+    def load(): return datasets.load_dataset('imagefolder', data_dir=str(tmp_path/'ims'), cache_dir=str(tmp_path/'c'))
+    return tmp_path/'ims', load
+
+def hf(ims, labels=None, image='image', label='label', names=('cat','dog'), **columns):
+    "A `DatasetDict` of arrays with these columns"
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+    d = {image: [Image().encode_example(im) for im in ims], label: [0,1]*(len(ims)//2) if labels is None else labels}
+    ds = Dataset.from_dict(d | columns)
+    ds = ds.cast_column(image, Image())
+    return DatasetDict(train=ds.cast_column(label, ClassLabel(names=list(names))) if names else ds)
+
+def grays(n=4, h=8, w=6): return [np.full((h,w), 20*i, np.uint8) for i in range(n)]
+def colors(n=4, h=8, w=6): return [np.full((h,w,3), [20*i,9,200], np.uint8) for i in range(n)]
+
+def test_image_folder(folder):
+    dd = folder[1]()['train'].train_test_split(4, seed=0)
+    dls = DataLoaders.from_dd(dd, 4, size=16, seed=3)
+    (xb,yb),(xv,yv) = next(iter(dls.train)),next(iter(dls.valid))
+    assert xb.shape==xv.shape==(4,3,16,16) and xb.dtype==torch.float32 and yb.dtype==torch.int64
+    assert dls.vocab==['cat','dog'] and len(dls.train.dataset)==8
+    assert (xb[:,0,8,8]*255).round().int().tolist()==(250*yb).tolist() and xb.max()<1
+    t = image_tensors(dd, size=16, device='cpu')
+    fast = DataLoaders.from_tensors(t, 4, seed=3)
+    assert t['test'][0].dtype==torch.uint8 and t['test'][0].shape==(4,3,16,16) and fast.vocab==['cat','dog']
+    for _ in range(2):
+        for a,b in zip(DataLoaders.from_dd(dd, 4, size=16, seed=3).train, DataLoaders.from_tensors(t, 4, seed=3).train):
+            assert torch.equal(a[0],b[0]) and torch.equal(a[1],b[1])
+
+def test_sizes_and_modes(folder):
+    dd = folder[1]()
+    for size,mode,shape in (16,None,(3,16,16)), ((12,20),'L',(1,12,20)), ([9,5],'RGB',(3,9,5)):
+        assert image_tensors(dd, size, mode, device='cpu')['train'][0].shape[1:]==shape
+        assert next(iter(DataLoaders.from_dd(dd, 3, size=size, mode=mode).train))[0].shape[1:]==shape
+    for size in (0, 2.5, (16,-1)):
+        with pytest.raises(ValueError, match='size is .*whole number'): image_tensors(dd, size)
+    with pytest.raises(ValueError, match="mode is 'rgb': take L for gray, or RGB"): image_tensors(dd, 16, 'rgb')
+    with pytest.raises(ValueError, match='Splits need names'): image_tensors(dd['train'], 16)
+
+def test_a_size_cuts_the_middle_and_does_not_stretch():
+    im = np.zeros((10,30,3), np.uint8)
+    im[:,10:20] = 200
+    x = image_tensors(hf([im]*2), size=10, device='cpu')['train'][0]
+    assert (x==200).all()
+
+@pytest.mark.parametrize('ims, mode, c', [(grays,None,1), (grays,'RGB',3), (colors,None,3), (colors,'L',1)])
+def test_mnist_and_cifar(ims, mode, c):
+    "Columns of other names, kept by `as_tuple=False`; other columns are left out"
+    dd = hf(ims(), image='img', label='fine', text=list('abcd'))
+    x,y = image_tensors(dd, mode=mode, device='cpu')['train']
+    assert x.shape==(4,c,8,6) and y.tolist()==[0,1,0,1]
+    if mode is None: assert x[2].permute(1,2,0).squeeze().equal(torch.from_numpy(ims()[2]))
+    b = next(iter(DataLoaders.from_dd(dd, 4, mode=mode, as_tuple=False, shuffle=False).train))
+    assert [*b]==['img','fine'] and (b['img']*255).round().byte().equal(x)
+
+def test_fashion_both_ways():
+    dd = fashion_mnist(sample=True)
+    t,f = image_tensors(dd, device='cpu'), fashion_tensors(sample=True, device='cpu')
+    assert [*t]==['train','test'] and t.vocab==f.vocab==class_names
+    for k in t: assert t[k][0].equal(f[k][0]) and t[k][1].equal(f[k][1])
+    assert DataLoaders.from_tensors(hold_out(f, 10), 5).vocab==class_names
+    assert hold_out({'train': t['train']}, 10).keys()=={'train','valid'}
+    raw,own = (next(iter(DataLoaders.from_dd(o, 50, seed=1).train)) for o in (dd, dd.with_transform(tensor_images)))
+    assert raw[0].equal(own[0]) and raw[1].equal(own[1])
+
+def test_workers_decode_too():
+    dd = hf(colors())
+    a,b = (next(iter(DataLoaders.from_dd(dd, 4, seed=1, **kw).train))
+           for kw in ({}, dict(num_workers=1, multiprocessing_context='spawn')))
+    assert a[0].equal(b[0]) and a[1].equal(b[1])
+
+def test_columns_by_name():
+    from datasets import ClassLabel, Value
+    dd = hf(colors(), fine=[0,1,1,0]).cast_column('fine', ClassLabel(names=['a','b']))
+    for f in (image_tensors, partial(DataLoaders.from_dd, batch_size=4)):
+        with pytest.raises(ValueError, match=r"label column.*\['label', 'fine'\]: pass label="): f(dd)
+        with pytest.raises(ValueError, match=r"label column.*\['nix'\]: pass label="): f(dd, label='nix')
+        with pytest.raises(ValueError, match=r"label column.*not \[\].*a folder for each class"):
+            f(dd.select_columns(['image']))
+        with pytest.raises(ValueError, match=r"image column has to be one of \['label'\], not \[\]"):
+            f(dd.select_columns(['label']), size=3)
+        assert f(dd, label='fine').vocab==['a','b']
+    ims = [dd['train'].features['image'].encode_example(o) for o in grays()]
+    two = hf(colors(), other=ims).cast_column('other', dd['train'].features['image'])
+    with pytest.raises(ValueError, match=r"image column.*\['image', 'other'\]: pass image="): image_tensors(two)
+    assert image_tensors(two, image='other', device='cpu')['train'][0].shape[1]==1
+    ints = hf(colors(), names=None, score=[.5,1.,0.,.25])
+    t = image_tensors(ints, device='cpu')
+    assert t.vocab is None and t['train'][1].tolist()==[0,1,0,1] and DataLoaders.from_dd(ints, 2).vocab is None
+    slow = DataLoaders.from_dd(ints, 4, label='score')
+    for y in image_tensors(ints, label='score')['train'][1], next(iter(slow.train))[1]:
+        assert y.dtype==torch.float32 and sorted(y.tolist())==[0.,.25,.5,1.]
+    many = hf(colors(), names=None, labels=[[0,1],[1,1],[0,0],[1,0]])
+    y = image_tensors(many, label='label')['train'][1]
+    assert y.shape==(4,2) and next(iter(DataLoaders.from_dd(many, 4, label='label').train))[1].shape==(4,2)
+
+def test_labels_of_text():
+    dd = hf(colors(), names=None, labels=['cat','dog','cat','dog'])
+    with pytest.raises(ValueError, match=r"label column label holds string.*dd.class_encode_column\('label'\)"):
+        image_tensors(dd, label='label')
+    assert image_tensors(dd.class_encode_column('label')).vocab==['cat','dog']
+
+def test_sizes_that_differ(folder):
+    d,load = folder
+    for f in (image_tensors, lambda dd: list(DataLoaders.from_dd(dd, 3).train)):
+        with pytest.raises(ValueError, match=r'\d.png is of shape \(3, 31, 17\), the first.*\(3, 20, 30\): pass'):
+            f(load())
+    mixed = hf([*colors(3), *grays(1)])
+    with pytest.raises(ValueError, match=r"of shape \(1, 8, 6\).*mode='RGB' or 'L'"): image_tensors(mixed)
+    assert image_tensors(mixed, mode='RGB')['train'][0].shape==(4,3,8,6)
+
+@pytest.mark.parametrize('damage', [lambda b: b'<html>', lambda b: b[:60], lambda b: b''], ids=['html','cut','empty'])
+def test_a_file_that_is_no_image(folder, damage):
+    d,load = folder
+    f = d/'dog'/'3.png'
+    f.write_bytes(damage(f.read_bytes()))
+    for read in (image_tensors, lambda dd, size: list(DataLoaders.from_dd(dd, 3, size=size).train)):
+        with pytest.raises(ValueError, match=rf'{f} cannot be used .*replace the file'): read(load(), size=8)
+
+@pytest.mark.filterwarnings('ignore:No training image')
+def test_other_images(folder):
+    "A missing file, 16 bits, a palette, transparency, and a picture that a camera turned"
+    from PIL import Image
+    d,load = folder
+    dd,f = load(),d/'cat'/'0.png'
+    f.unlink()
+    with pytest.raises(ValueError, match=f'{f} cannot be used .*No such file'): image_tensors(dd, size=8)
+    Image.fromarray(np.full((20,30), 40_000, np.uint16)).save(f)
+    with pytest.raises(ValueError, match=f'{f} cannot be used .*I;16 is not one of 8'): image_tensors(load(), size=8)
+    for mode in ('P','RGBA','LA','1','CMYK'):
+        im = Image.new('RGB', (30,20), (255,255,255)).convert(mode)
+        exif = Image.Exif()
+        exif[0x112] = 6
+        im.save(f := f.with_suffix('.jpg' if mode=='CMYK' else '.png'), exif=exif)
+        x = image_tensors({'train': load()['train'].select([0])}, device='cpu')['train'][0]
+        assert x.shape==(1, 1 if mode in ('LA','1') else 3, 30, 20) and (x==255).all(), mode
+        f.unlink()
+
+def test_a_class_without_images():
+    with pytest.warns(UserWarning, match='No training image has the label bird, cow: add some'):
+        DataLoaders.from_dd(hf(colors(), names=['cat','dog','bird','cow']), 2)
+    assert DataLoaders.from_dd({'test': hf(colors(), labels=[0]*4)['train']}, 2).train is None
+
+def test_a_transform_of_ones_own_stays():
+    dd = fashion_mnist(sample=True).with_transform(tensor_images)
+    with pytest.raises(ValueError, match=r'have a transform.*with_format\(None\)'): DataLoaders.from_dd(dd, 8, size=14)
+    def pil(rows): return [o['image'].size for o in rows]
+    dd = fashion_mnist(sample=True)
+    assert next(iter(DataLoaders.from_dd(dd, 2, collate_fn=pil).train))==[(28,28)]*2
+
+def test_pixel_stats_per_channel():
+    x = torch.randint(0, 256, (50,3,4,5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x[:,1] //= 2
+    means,stds = pixel_stats(x)
+    f = x.double()/255
+    assert means==pytest.approx(f.mean((0,2,3)).tolist()) and stds==pytest.approx(f.std((0,2,3), correction=0).tolist())
+    assert pixel_stats(x.numpy())==(means,stds)
+    assert pixel_stats(x[:,:1])==pixel_stats(x[:,0])==pytest.approx((means[0],stds[0]))
