@@ -50,23 +50,21 @@ class Schedule:
             raise ValueError(f'{nm} has neither momentum nor betas to move: pass cycle_momentum=False.')
         for nm,v in ('lr',lr),('mom',mom or lr):
             if [*map(len, v)]!=[k]*n: raise ValueError(f'{nm} has to have {k} values for each of {n} groups, not {v}.')
-        self.opt,self.total_steps,self.anneal_strategy,self.t = opt,int(total_steps),anneal_strategy,t
+        self.opt,self.total_steps,self.anneal_strategy = opt,int(total_steps),anneal_strategy
         self.points,self.lr,self.mom = (v and torch.tensor(v, dtype=torch.double).tolist() for v in (points, lr, mom))
-        self._write()
+        self._write(t)
 
     def step(self):
         n,nm = len(self.lr),type(self).__name__
         if self.t==self.total_steps: raise ValueError(
             f'{nm} is at its end, all of its {self.t} steps are taken: total_steps has to be {_total}.')
         if len(_groups(self.opt))!=n: raise ValueError(f'{nm} was made for {n} parameter groups: add others before.')
-        self.t += 1
-        self._write()
+        self._write(self.t+1)
 
-    def _write(self):
-        i = 1+sum(p<self.t for p in self.points[1:-1])
-        pct = (self.t-self.points[i-1])/(self.points[i]-self.points[i-1])
+    def _write(self, t):
+        i,self.t,key = 1+sum(p<t for p in self.points[1:-1]),t,_mom_key(self.opt)
+        pct = (t-self.points[i-1])/(self.points[i]-self.points[i-1])
         def at(vals): return anneals[self.anneal_strategy](vals[i-1], vals[i], pct)
-        key = _mom_key(self.opt)
         for j,g in enumerate(_groups(self.opt)):
             lr = at(self.lr[j])
             g['lr'] = g['lr'].fill_(lr) if isinstance(g['lr'], torch.Tensor) else lr

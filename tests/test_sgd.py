@@ -1,6 +1,6 @@
 "Schedules against PyTorch's own, through interruptions and in fits; recorded values"
 import gc, inspect, io, json, math, weakref, pytest, numpy as np, torch, torch.nn.functional as F
-from fastcore.test import test_eq
+from fastcore import test as ft
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -414,7 +414,7 @@ def notebook(name):
 def test_the_homework(capsys):
     "The check refuses the skeletons and wrong answers, and takes the solutions, that behind the fold as well"
     cells = notebook('12_sgd.ipynb')
-    ns = dict(math=math, torch=torch, optim=optim, lr_scheduler=lr_scheduler, partial=partial, test_eq=test_eq,
+    ns = dict(math=math, torch=torch, optim=optim, lr_scheduler=lr_scheduler, partial=partial, test_eq=ft.test_eq,
               get_mlp=lambda: nn.Sequential(nn.Flatten(), nn.Linear(4,3), nn.ReLU(), nn.Linear(3,3)))
     def run(has):
         exec(next(c for c in cells if has in c), ns)
