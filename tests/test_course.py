@@ -296,6 +296,8 @@ def test_loaders(tds):
     f = collate_dict(ds)
     xb,yb = next(iter(DataLoaders(*get_dls(ds, tds['test'], bs=8, collate_fn=f)).train))
     assert xb.shape==(8,1,28,28) and yb.shape==(8,)
+    xb,yb = next(iter(DataLoaders.from_dd(tds, 16, num_workers=2).train))
+    assert xb.shape==(16,1,28,28) and yb.dtype==torch.int64
     b = collate_device([ds[0], ds[1]])
     assert b['image'].shape==(2,1,28,28) and b['image'].device.type==torch.device(def_device).type
 
