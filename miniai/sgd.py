@@ -41,13 +41,12 @@ _total = 'epochs times batches for BatchSchedCB, epochs for EpochSchedCB'
 class Schedule:
     "Moves each group's learning rate, and momentum if given, through its values at `points`, which are steps"
     def __init__(self, opt, total_steps, points, lr, mom=None, anneal_strategy='cos', t=0):
-        n,k,nm = len(_groups(opt)),len(points),type(opt).__name__
+        n,k,o = len(_groups(opt)),len(points),type(opt).__name__
         _check_total(total_steps)
         if not 0<=t<=total_steps: raise ValueError(f't is {t}, but has to be from 0 to total_steps={total_steps}.')
         if anneal_strategy not in anneals: raise ValueError(f'anneal_strategy {anneal_strategy!r} is not {[*anneals]}.')
         if k<2 or [*points]!=sorted({*points}): raise ValueError(f'points have to be two or more that rise: {points}.')
-        if mom and not _mom_key(opt):
-            raise ValueError(f'{nm} has neither momentum nor betas to move: pass cycle_momentum=False.')
+        if mom and not _mom_key(opt): raise ValueError(f'{o} has neither momentum nor betas: set cycle_momentum=False.')
         for nm,v in ('lr',lr),('mom',mom or lr):
             if [*map(len, v)]!=[k]*n: raise ValueError(f'{nm} has to have {k} values for each of {n} groups, not {v}.')
         self.opt,self.total_steps,self.anneal_strategy = opt,int(total_steps),anneal_strategy
@@ -96,9 +95,8 @@ class OneCycle(Schedule):
                  base_momentum=.85, max_momentum=.95, div_factor=25., final_div_factor=1e4):
         _check_total(total_steps)
         peak,end = pct_start*total_steps-1,total_steps-1
-        if not 0<peak<end: raise ValueError(
-            f'pct_start={pct_start} of total_steps={total_steps} is a warm-up of {peak+1:g} steps, not of more than 1 '
-            f'and fewer than all: change pct_start, or take more steps, with more epochs or smaller batches.')
+        if not 0<peak<end: raise ValueError(f'pct_start={pct_start} of total_steps={total_steps} is a warm-up of '
+            f'{peak+1:g} steps, not above 1 and below all: change pct_start, or take more epochs or smaller batches.')
         lr = [[o/div_factor, o, o/div_factor/final_div_factor] for o in _per_group(opt, 'max_lr', max_lr)]
         moms = _per_group(opt, 'max_momentum', max_momentum),_per_group(opt, 'base_momentum', base_momentum)
         mom = [[hi,lo,hi] for hi,lo in zip(*moms)] if cycle_momentum else None
