@@ -9,8 +9,7 @@ __all__ = ['Hook', 'Hooks', 'HooksCallback', 'ActivationStats']
 import warnings, weakref
 from functools import partial
 import fastcore.all as fc, matplotlib.pyplot as plt, numpy as np, torch
-from matplotlib.colors import LogNorm
-from torch import nn
+from torch.nn import Module
 from .learner import Callback
 
 # %% ../nbs/10_activations.ipynb #dff9eb5b
@@ -18,14 +17,13 @@ class Hook:
     "Calls `f(hook, module, inputs, output)` after each forward of `m`; a result other than None replaces the output"
     handle = None
     def __init__(self, m, f):
-        if not isinstance(m, nn.Module): raise TypeError(f'A hook needs a module, not {m!r}: use model.modules().')
+        if not isinstance(m, Module): raise TypeError(f'A hook needs a module, not {m!r}: use model.modules().')
         ref = weakref.ref(self)  # the module keeps `call`, so `call` must not keep the hook
         def call(mod, inp, outp):
-            hook = ref()
-            if hook is not None and hook.handle is not None: return f(hook, mod, inp, outp)
+            if (hook := ref()) and hook.handle: return f(hook, mod, inp, outp)
         self.handle = m.register_forward_hook(call)
     def remove(self):
-        if self.handle is not None: self.handle.remove()
+        if self.handle: self.handle.remove()
         self.handle = None
     def __enter__(self): return self
     def __exit__(self, *exc): self.remove()
@@ -34,30 +32,19 @@ class Hook:
 # %% ../nbs/10_activations.ipynb #5a3319a0
 class Hooks(list):
     "A list of hooks, one on each of the modules `ms`; hooks that leave the list are removed"
-    def __init__(self, ms, f):
-        super().__init__()
-        try: self.extend(Hook(m, f) for m in ms)
-        except BaseException:
-            self.remove()
-            raise
+    def __init__(self, ms, f): super().__init__([Hook(m, f) for m in ms])
     def remove(self):
         for h in self: h.remove()
     def __delitem__(self, i):
         for h in self[i] if isinstance(i, slice) else [self[i]]: h.remove()
         super().__delitem__(i)
-    def __enter__(self): return self
-    def __exit__(self, *exc): self.remove()
-    def __del__(self): self.remove()
+    __enter__,__exit__,__del__ = Hook.__enter__,Hook.__exit__,Hook.__del__
 
 # %% ../nbs/10_activations.ipynb #5111fbab
 class HooksCallback(Callback):
-    "Calls `hookfunc(hook, module, inputs, output)` after each forward of the chosen modules, during a fit"
+    "Calls `hookfunc(hook, module, inputs, output)` after each forward of the `mods` (or all) that `mod_filter` takes"
     skip_dry_run = True
-    def __init__(self, hookfunc,
-        mod_filter=fc.noop, # Function of a module: should it be watched?
-        on_train=True, on_valid=False, # In training passes? In validation passes?
-        mods=None # Modules that `mod_filter` chooses from; None takes all of the model's
-    ):
+    def __init__(self, hookfunc, mod_filter=fc.noop, on_train=True, on_valid=False, mods=None):
         fc.store_attr()
         self.hooks,self.names,self.dry = Hooks([], hookfunc),[],None
 
@@ -65,8 +52,8 @@ class HooksCallback(Callback):
         watching = any(h.handle for h in self.hooks)  # then this fit is a look in the middle of another
         if watching or not (learn.does_train and self.on_train or learn.does_valid and self.on_valid): return
         names = {m: f'{nm} {type(m).__name__}'.strip() for nm,m in learn.model.named_modules()}
-        for m in self.mods or ():
-            if m not in names: raise ValueError(f'{m!r} in mods is no part of the model: choose from model.modules().')
+        if odd := [m for m in self.mods or () if m not in names]:
+            raise ValueError(f'{odd[0]!r} in mods is no part of the model: choose from model.modules().')
         mods = [m for m in (names if self.mods is None else self.mods) if self.mod_filter(m)]
         if not mods: warnings.warn(f'{type(self).__name__} watches nothing: mod_filter matches none of the modules, '
                                    f"whose types are {', '.join(sorted({type(m).__name__ for m in names}))}.")
@@ -125,22 +112,19 @@ class ActivationStats(HooksCallback):
 
     def dead_chart(self, figsize=None, fig=None):
         "Chart the fraction of activations near zero, which is the histogram's first bin"
-        title = f'Activations nearer to zero than {self.top/self.bins:g}'
-        self._lines(figsize, fig, (2,title,'fraction'))[0].set_ylim(-.02, 1.02)
+        self._lines(figsize, fig, (2,f'Within {self.top/self.bins:g} of zero','fraction'))[0].set_ylim(-.02, 1.02)
 
     def color_dim(self, figsize=None, fig=None):
         "Show each layer's histograms as an image: a column of colors for each batch"
         layers = self.layers()
-        n,ncols = len(layers),min(4, len(layers))
-        nrows = -(-n//ncols)
-        fig = fig or plt.figure(figsize=figsize or (2.2*ncols+1.5, 2*nrows+.6), layout='constrained')
-        axs = fig.subplots(nrows, ncols, squeeze=False, sharex=True, sharey=True)
-        for ax in axs.flat[n:]: ax.axis('off')
-        for ax in axs.flat[n-ncols:n]: ax.tick_params(labelbottom=True)
+        ncols,nrows = min(4, len(layers)),-(-len(layers)//4)
+        fig = fig or plt.figure(figsize=figsize or (2.3*ncols+1.5, 2.1*nrows+.6), layout='constrained')
+        axs = fig.subplots(nrows, ncols, squeeze=False, sharey=True)
+        for ax in axs.flat[len(layers):]: ax.axis('off')
         for ax,(nm,s) in zip(axs.flat, layers.items()):
-            im = ax.imshow(s[:,2:].T.numpy(), origin='lower', aspect='auto', extent=(0, len(s), 0, self.top),
-                           norm=LogNorm(1e-4, 1, clip=True))
-            ax.set_title(nm.replace(' ', '\n'), fontsize='small')
+            im = ax.imshow(s[:,2:].T.clamp(1e-4).numpy(), origin='lower', aspect='auto', norm='log', vmin=1e-4, vmax=1,
+                           extent=(0, len(s), 0, self.top))
+            ax.set_title(nm.replace(' ', '\n'), fontsize='medium')
         fig.supxlabel('batch', fontsize='medium')
         fig.supylabel('size of the activation', fontsize='medium')
         fig.colorbar(im, ax=axs, aspect=12*nrows+8, label='fraction (log scale)')

@@ -10,7 +10,6 @@ import math, torch, fastcore.all as fc, torch.nn.functional as F
 from collections.abc import Mapping
 from functools import partial
 from torch import nn
-from torch.nn import init
 from .activations import Hook, Hooks
 from .learner import Callback, DeviceCB
 
@@ -29,12 +28,8 @@ class GeneralRelu(nn.Module):
 act_gr = partial(GeneralRelu, leak=.1, sub=.4)
 
 # %% ../nbs/11_init.ipynb #d8859c88
-def conv(ni, nf, ks=3, stride=2,
-    act=nn.ReLU, # Makes the activation; None leaves it out
-    norm=None, # Makes the normalization, called with `nf`; None leaves it out
-    bias=None # None adds a bias where no normalization follows
-)->nn.Sequential: # (n,ni,h,w) to (n,nf,h/stride,w/stride), rounded up
-    "A convolution with its normalization and activation"
+def conv(ni, nf, ks=3, stride=2, act=nn.ReLU, norm=None, bias=None): # (n,ni,h,w) to (n,nf,h/stride,w/stride)
+    "A convolution, then what `norm` and `act` make, if not None; `bias` None adds one where no `norm` follows"
     if ks%2==0: raise ValueError(f'ks is {ks}: an even kernel has no middle, take {ks-1} or {ks+1}.')
     layers = [nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, bias=not norm if bias is None else bias)]
     if norm: layers.append(norm(nf))
@@ -44,13 +39,11 @@ def conv(ni, nf, ks=3, stride=2,
 # %% ../nbs/11_init.ipynb #2cd896ed
 _weighted = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear
 
-def init_weights(m,
-    leaky=0. # Slope of the activation on the negative side
-):
-    "Kaiming initialization of a convolution or linear layer, for `model.apply`"
-    if isinstance(m, _weighted):
-        init.kaiming_normal_(m.weight, a=leaky)
-        if m.bias is not None: init.zeros_(m.bias)
+def init_weights(m, leaky=0.):
+    "Kaiming initialization, for `model.apply`; `leaky` is the slope of the activation on the negative side"
+    if not isinstance(m, _weighted): return
+    nn.init.kaiming_normal_(m.weight, a=leaky)
+    if m.bias is not None: nn.init.zeros_(m.bias)
 
 # %% ../nbs/11_init.ipynb #d3d07e40
 @torch.no_grad()

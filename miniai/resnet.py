@@ -15,10 +15,8 @@ from numbers import Integral
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from .activations import Hooks
-from .core import map_batch
-from .datasets import DataLoaders
 from .init import act_gr, conv
-from .learner import Callback, CancelFitException, Learner, no_trace
+from .learner import _tensors, Callback, CancelFitException, Learner, no_trace
 
 # %% ../nbs/13_resnet.ipynb #6715c6e1
 _act_conv = partial(conv, act=act_gr, norm=nn.BatchNorm2d)
@@ -39,10 +37,8 @@ def _check(**sizes):
         elif not isinstance(v, Integral) or v<1: raise ValueError(f'{nm} is {v!r}, it must be a whole number from 1.')
 
 class ResBlock(nn.Module):
-    "Two convolutions, with the input added to what they make of it"
-    def __init__(self, ni, nf, stride=1, ks=3, act=act_gr, norm=nn.BatchNorm2d, # As `conv` takes them
-        zero_norm=False # Start the second norm with weights of 0, so that the convolutions add nothing at first?
-    ):
+    "Two convolutions, with the input added to what they make, which with `zero_norm` is nothing at first"
+    def __init__(self, ni, nf, stride=1, ks=3, act=act_gr, norm=nn.BatchNorm2d, zero_norm=False):
         super().__init__()
         _check(ni=ni, nf=nf)
         if stride not in (1,2): raise ValueError(f'stride is {stride}: the grid is kept or halved, so take 1 or 2.')
@@ -60,22 +56,19 @@ class ResBlock(nn.Module):
 
 # %% ../nbs/13_resnet.ipynb #49325fdc
 def get_model(
-    nfs=(8,16,32,64,128,256), # Output channels of the first block, then of each block that halves the grid
-    ni=1, n_out=10, # Input channels, scores that come out
+    nfs=(8,16,32,64,128,256), ni=1, n_out=10, # Output channels of each block, input channels, scores that come out
     size=28, ks=3, # Height and width of the input, a number or two; kernel size of the first block alone
     block=ResBlock, stem=None, # Makes a block, called as `ResBlock` is; `stem` makes the first one, None takes `block`
     extra=None, # Output channels of one more block, with stride 1
-    pool=nn.Flatten, drop=0., # Makes features of the last grid; the fraction of them that dropout zeroes
-    act=act_gr, norm=nn.BatchNorm2d
+    pool=nn.Flatten, drop=0., act=act_gr, norm=nn.BatchNorm2d # `pool` makes features, of which dropout zeroes `drop`
 )->nn.Sequential: # (n,ni,*size) to (n,n_out)
     "A block that keeps the grid, blocks that halve it, then flatten or pool, linear layer and batch norm"
     nfs,grid = list(nfs),[size]*2 if isinstance(size, Integral) else list(size)
     if not nfs: raise ValueError('nfs is empty: give at least the channels of the first block.')
     if len(grid)!=2: raise ValueError(f'size is {size}, it must be a number, or height and width.')
-    more = [] if extra is None else [(extra,1)]
-    _check(ni=ni, n_out=n_out, nfs=nfs, size=grid, **{'extra': nf for nf,_ in more})
+    _check(ni=ni, n_out=n_out, nfs=nfs, size=grid, extra=[] if extra is None else extra)
     layers,last = OrderedDict(stem=(stem or block)(ni, nfs[0], stride=1, ks=ks, act=act, norm=norm)),nfs[0]
-    for i,(nf,stride) in enumerate([*((nf,2) for nf in nfs[1:]), *more], 1):
+    for i,(nf,stride) in enumerate([(nf,2) for nf in nfs[1:]] + [(extra,1)]*(extra is not None), 1):
         if stride==2 and max(grid)==1:
             raise ValueError(f'An input of size {size} has shrunk to a 1×1 grid before block {i} of {len(nfs)-1}: '
                              f'take a larger input, or at most {i} widths instead of {nfs}.')
@@ -91,9 +84,8 @@ resnet = partial(get_model)
 # %% ../nbs/13_resnet.ipynb #d871273d
 SummaryRow = namedtuple('SummaryRow', 'name kind input output params macs')
 
-class Summary:
+class Summary(namedtuple('Summary', 'rows params macs')):
     "What a model is made of: `rows`, one for each module, with MACs for one item, and the totals `params` and `macs`"
-    def __init__(self, rows, params, macs): fc.store_attr()
     def _table(self):
         rs = [*self.rows, ('total', '', '', '', self.params, self.macs)]
         return ['module class input output parameters MACs'.split(), *([*r[:4], f'{r[4]:,}', f'{r[5]:,}'] for r in rs)]
@@ -115,10 +107,9 @@ def _shape(o):
 class _SummaryCB(Callback):
     "Watches one forward pass, from the last thing before it to the first after it, and ends the fit"
     order = math.inf
-    def __init__(self): self.stack,self.lens,self.starts,self.seen = ExitStack(),[],[],{}
+    def __init__(self): self.stack,self.starts,self.seen = ExitStack(),[],{}
     def before_batch(self, learn):
         learn.model = getattr(learn.model, '_orig_mod', learn.model)  # of a compiled model, the one that was written
-        map_batch(lambda t: self.lens.append(len(torch.atleast_1d(t))), learn.batch)
         self.stack.enter_context(torch.compiler.set_stance('force_eager'))
         self.flops = self.stack.enter_context(FlopCounterMode(display=False))
         for m in learn.model.modules():
@@ -133,27 +124,25 @@ class _SummaryCB(Callback):
 
     def after_predict(self, learn):
         def n_params(ps): return sum(p.numel() for p in ps if not nn.parameter.is_lazy(p))
-        self.rows,levels = [],{}
+        self.rows,levels,n_items = [],{},next((len(t) for t in _tensors(learn.batch) if t.ndim), 1) or 1
         self.seen.setdefault(learn.model, ('–', '–', self.flops.get_total_flops()))
         for nm,m in learn.model.named_modules():
             inp,outp,flops = self.seen.get(m, ('–', '–', 0))
             ps,counted = set(m.parameters()),levels.setdefault(nm.count('.')+bool(nm), set())
-            n,macs = n_params(ps-counted),flops//2//(fc.first(self.lens) or 1)
+            n,macs = n_params(ps-counted),flops//2//n_items
             self.rows.append(SummaryRow(nm or 'model', type(m).__name__, inp, outp, n, macs))
             counted |= ps
         raise CancelFitException()
 
 @fc.patch
-def summary(self:Learner,
-    depth=1 # Levels of modules to show; 0 shows the model as one
-)->Summary: # A Markdown table in a notebook, aligned text when printed
-    "Shapes, parameters and multiply-accumulates (MACs), from one batch in eval mode; the learner is left as it was"
+def summary(self:Learner, depth=1)->Summary: # A Markdown table in a notebook, aligned text when printed
+    "Shapes, parameters and MACs of the modules, `depth` levels of them, for one batch; the learner is left as it was"
     if not isinstance(depth, Integral) or depth<0: raise ValueError(f'depth is {depth!r}: take a whole number from 0.')
     train,valid = (getattr(self.dls, k, None) for k in ('train','valid'))
     if train is None and valid is None:
         raise ValueError(f'summary looks at one batch, but there is no loader in dls ({self.dls!r}): pass DataLoaders.')
     with no_trace(self, skip_cbs=True):
-        if valid is None: self.dls = DataLoaders(None, train)
+        if valid is None: self.dls = fc.NS(valid=train)
         self.fit(1, train=False, cbs=(look := _SummaryCB()))
     model,*parts = look.rows
     return Summary([r for r in parts if r.name.count('.')<depth] or [model], model.params, model.macs)

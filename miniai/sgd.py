@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['anneals', 'cos_anneal', 'lin_anneal', 'Schedule', 'CosineAnnealing', 'OneCycle', 'BaseSchedCB', 'BatchSchedCB',
-           'EpochSchedCB', 'pg', 'group_lr', 'group_mom', 'RecorderCB', 'HasLearnCB']
+           'EpochSchedCB', 'group_lr', 'group_mom', 'RecorderCB', 'fit_one_cycle', 'HasLearnCB']
 
 # %% ../nbs/12_sgd.ipynb #195c0b74
 import math, torch, fastcore.all as fc
-from bisect import bisect_left
 from numbers import Integral
 from operator import attrgetter
-from .core import get_grid
+from .core import get_grid, map_batch
 from .learner import Callback, Learner
 
 # %% ../nbs/12_sgd.ipynb #0313903a
@@ -33,8 +32,6 @@ def _groups(opt):
 
 def _mom_key(opt): return next((k for k in ('betas','momentum') if k in _groups(opt)[0]), None)
 
-def _floats(v): return [*map(_floats, v)] if isinstance(v, (list,tuple)) else v if v is None else float(v)
-
 def _check_total(n):
     if isinstance(n, Integral) and n>0: return
     raise ValueError(f'total_steps is {n!r}, but has to be a whole number of at least 1: {_total}.')
@@ -44,44 +41,36 @@ _total = 'epochs times batches for BatchSchedCB, epochs for EpochSchedCB'
 class Schedule:
     "Moves each group's learning rate, and momentum if given, through its values at `points`, which are steps"
     def __init__(self, opt, total_steps, points, lr, mom=None, anneal_strategy='cos', t=0):
-        n,k = len(_groups(opt)),len(points)
+        n,k,o = len(_groups(opt)),len(points),type(opt).__name__
         _check_total(total_steps)
         if not 0<=t<=total_steps: raise ValueError(f't is {t}, but has to be from 0 to total_steps={total_steps}.')
-        if anneal_strategy not in anneals:
-            raise ValueError(f'anneal_strategy {anneal_strategy!r} is not {[*anneals]}.')
+        if anneal_strategy not in anneals: raise ValueError(f'anneal_strategy {anneal_strategy!r} is not {[*anneals]}.')
         if k<2 or [*points]!=sorted({*points}): raise ValueError(f'points have to be two or more that rise: {points}.')
-        if mom and not _mom_key(opt):
-            raise ValueError(f'{type(opt).__name__} has neither momentum nor betas to move: pass cycle_momentum=False.')
+        if mom and not _mom_key(opt): raise ValueError(f'{o} has neither momentum nor betas: set cycle_momentum=False.')
         for nm,v in ('lr',lr),('mom',mom or lr):
             if [*map(len, v)]!=[k]*n: raise ValueError(f'{nm} has to have {k} values for each of {n} groups, not {v}.')
-        self.opt,self.total_steps,self.anneal_strategy,self.t = opt,int(total_steps),anneal_strategy,t
-        self.points,self.lr,self.mom = _floats(points),_floats(lr),_floats(mom)
-        self._write()
+        self.opt,self.total_steps,self.anneal_strategy = opt,int(total_steps),anneal_strategy
+        self.points,self.lr,self.mom = (v and torch.tensor(v, dtype=torch.double).tolist() for v in (points, lr, mom))
+        self._write(t)
 
     def step(self):
-        "Go on to the next step"
         n,nm = len(self.lr),type(self).__name__
         if self.t==self.total_steps: raise ValueError(
             f'{nm} is at its end, all of its {self.t} steps are taken: total_steps has to be {_total}.')
         if len(_groups(self.opt))!=n: raise ValueError(f'{nm} was made for {n} parameter groups: add others before.')
-        self.t += 1
-        self._write()
+        self._write(self.t+1)
 
-    def _write(self):
-        i = bisect_left(self.points, self.t, 1, len(self.points)-1)
-        pct = (self.t-self.points[i-1])/(self.points[i]-self.points[i-1])
+    def _write(self, t):
+        i,self.t,key = 1+sum(p<t for p in self.points[1:-1]),t,_mom_key(self.opt)
+        pct = (t-self.points[i-1])/(self.points[i]-self.points[i-1])
         def at(vals): return anneals[self.anneal_strategy](vals[i-1], vals[i], pct)
-        key = _mom_key(self.opt)
         for j,g in enumerate(_groups(self.opt)):
             lr = at(self.lr[j])
             g['lr'] = g['lr'].fill_(lr) if isinstance(g['lr'], torch.Tensor) else lr
             if self.mom: g[key] = (at(self.mom[j]), *g[key][1:]) if key=='betas' else at(self.mom[j])
 
-    def state_dict(self):
-        "All that is needed to go on from here, as plain numbers"
-        return {k: getattr(self, k) for k in ('total_steps','points','lr','mom','anneal_strategy','t')}
+    def state_dict(self): return {k: v for k,v in vars(self).items() if k!='opt'}
     def load_state_dict(self, state):
-        "Go on from what `state_dict` returned; its rates are written into the optimizer at once"
         if set(state)!=set(self.state_dict()): raise ValueError(f'The state has {[*state]}, expected '
             f'{[*self.state_dict()]}: pass what {type(self).__name__}.state_dict() returned.')
         Schedule.__init__(self, self.opt, **state)
@@ -101,18 +90,13 @@ class CosineAnnealing(Schedule):
 
 # %% ../nbs/12_sgd.ipynb #4f022699
 class OneCycle(Schedule):
-    "Warms up to `max_lr`, then cools down to nearly nothing; momentum goes the other way"
-    def __init__(self, opt, max_lr, total_steps,
-        pct_start=.3, # Fraction of the steps in which the rate rises
-        anneal_strategy='cos', cycle_momentum=True,
-        base_momentum=.85, max_momentum=.95, # At the peak, and at both ends; a number or one per group, as `max_lr`
-        div_factor=25., final_div_factor=1e4 # `max_lr` to the first rate, and the first rate to the last
-    ):
+    "Warms up to `max_lr` in the fraction `pct_start` of the steps, then cools down; momentum goes the other way"
+    def __init__(self, opt, max_lr, total_steps, pct_start=.3, anneal_strategy='cos', cycle_momentum=True,
+                 base_momentum=.85, max_momentum=.95, div_factor=25., final_div_factor=1e4):
         _check_total(total_steps)
         peak,end = pct_start*total_steps-1,total_steps-1
-        if not 0<peak<end: raise ValueError(
-            f'pct_start={pct_start} of total_steps={total_steps} is a warm-up of {peak+1:g} steps, not of more than 1 '
-            f'and fewer than all: change pct_start, or take more steps, with more epochs or smaller batches.')
+        if not 0<peak<end: raise ValueError(f'pct_start={pct_start} of total_steps={total_steps} is a warm-up of '
+            f'{peak+1:g} steps, not above 1 and below all: change pct_start, or take more epochs or smaller batches.')
         lr = [[o/div_factor, o, o/div_factor/final_div_factor] for o in _per_group(opt, 'max_lr', max_lr)]
         moms = _per_group(opt, 'max_momentum', max_momentum),_per_group(opt, 'base_momentum', base_momentum)
         mom = [[hi,lo,hi] for hi,lo in zip(*moms)] if cycle_momentum else None
@@ -138,12 +122,13 @@ class BatchSchedCB(BaseSchedCB):
     def after_batch(self, learn): self._step(learn)
 
 class EpochSchedCB(BaseSchedCB):
-    "Steps a scheduler after each training epoch"
-    def after_epoch(self, learn): self._step(learn)
+    "Steps a scheduler after each training epoch, ReduceLROnPlateau after validation, with the loss measured there"
+    def after_epoch(self, learn):
+        if not isinstance(self.schedo, torch.optim.lr_scheduler.ReduceLROnPlateau): self._step(learn)
+        elif learn.does_train and learn.training!=learn.does_valid: self.schedo.step(torch.stack(learn.losses).mean())
 
 # %% ../nbs/12_sgd.ipynb #aaaa0001
-@fc.patch(as_prop=True)
-def pg(self:Learner): return _groups(self.opt)[0]
+Learner.pg = property(lambda self: _groups(self.opt)[0])
 
 def group_lr(learn, i=0):
     "Learning rate of parameter group `i`"
@@ -151,9 +136,8 @@ def group_lr(learn, i=0):
 
 def group_mom(learn, i=0):
     "Momentum of parameter group `i`, in Adam the first of its betas"
-    g,key = _groups(learn.opt)[i],_mom_key(learn.opt)
-    if not key: raise ValueError(f'{type(learn.opt).__name__} has neither momentum nor betas: do not record momentum.')
-    return g[key][0] if key=='betas' else g[key]
+    if key := _mom_key(learn.opt): return fc.L(_groups(learn.opt)[i][key])[0]
+    raise ValueError(f'{type(learn.opt).__name__} has neither momentum nor betas: do not record momentum.')
 
 # %% ../nbs/12_sgd.ipynb #e754da67
 class RecorderCB(Callback):
@@ -166,19 +150,24 @@ class RecorderCB(Callback):
         self.now = self.getters or {'lr': group_lr, **mom, 'loss': attrgetter('loss')}
         self.recs = {nm: [] for nm in self.now}
     def after_step(self, learn):
-        for nm,f in self.now.items():
-            v = f(learn)
-            self.recs[nm].append(v.detach().clone() if isinstance(v, torch.Tensor) else v)
+        for nm,f in self.now.items(): self.recs[nm].append(map_batch(lambda t: t.detach().clone(), f(learn)))
     def plot(self):
         "Draw what was recorded over the training batches, and return the figure"
         if not any(self.recs.values()): raise ValueError('Nothing is recorded yet: fit with this callback first.')
-        n,ncols = len(self.recs),min(len(self.recs), 3)
-        fig,axs = get_grid(n, ncols=ncols, figsize=(3.3*ncols, 2.7*-(-n//3)))
+        fig,axs = get_grid(len(self.recs), ncols=min(len(self.recs), 3), imsize=3)
         for ax,(nm,vals) in zip(axs, self.recs.items()):
             label = {'lr': 'learning rate', 'mom': 'momentum'}.get(nm, nm)
             ax.plot(torch.stack(vals).cpu() if isinstance(vals[0], torch.Tensor) else vals)
             ax.set(title=label[0].upper()+label[1:], xlabel='training batch', ylabel=label)
         return fig
+
+# %% ../nbs/12_sgd.ipynb #aaaa1217
+@fc.patch
+@fc.delegates(OneCycle)
+def fit_one_cycle(self:Learner, n_epochs, lr=None, cbs=None, **kwargs):
+    "Fit with a `OneCycle` that peaks at `lr`, or at the rate that `opt_func` gives each group; `kwargs` go to it"
+    def sched(opt): return OneCycle(opt, [float(g['lr']) for g in _groups(opt)], n_epochs*len(self.dls.train), **kwargs)
+    self.fit(n_epochs, lr=lr, cbs=[BatchSchedCB(sched), *fc.L(cbs)])
 
 # %% ../nbs/12_sgd.ipynb #e7ffb6d2
 class HasLearnCB(Callback):

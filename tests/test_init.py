@@ -49,6 +49,7 @@ def test_compiled_by_inductor(): same_compiled((.1,.4,1.), 'inductor')
 # LSUV
 
 def net():
+    torch.manual_seed(0)
     convs = conv(1, 4, act=act_gr), conv(4, 4, act=act_gr, norm=nn.BatchNorm2d)
     return nn.Sequential(*convs, nn.Dropout(), nn.Flatten(), nn.Linear(4*16, 3))
 @pytest.fixture

@@ -1,7 +1,9 @@
 "Schedules against PyTorch's own, through interruptions and in fits; recorded values"
-import gc, io, json, math, weakref, pytest, numpy as np, torch, torch.nn.functional as F
+import gc, inspect, io, json, math, weakref, pytest, numpy as np, torch, torch.nn.functional as F
+from fastcore import test as ft
 from functools import partial
 from itertools import product
+from pathlib import Path
 from torch import nn, optim
 from torch.optim import lr_scheduler
 from miniai.learner import Callback, CancelBatchException, TrainLearner
@@ -143,7 +145,7 @@ def test_states_that_do_not_fit():
     before = sched.state_dict(),read(sched.opt)
     one,plain = optim.SGD([nn.Parameter(torch.ones(1))], .1),two_groups(optim.Adagrad)
     theirs = lr_scheduler.OneCycleLR(two_groups(), .1, 10).state_dict()
-    for state,msg in ((theirs, r"expected \['total_steps', 'points', .*pass what OneCycle.state_dict"),
+    for state,msg in ((theirs, r"expected \['total_steps', 'anneal_strategy', .*pass what OneCycle.state_dict"),
                       ({}, r'The state has \[\], expected'),
                       (CosineAnnealing(one, 10).state_dict(), 'lr has to have 2 values for each of 2 groups'),
                       ({**before[0], 't': 13}, 't is 13, but has to be from 0 to total_steps=12')):
@@ -334,6 +336,103 @@ def test_base_sched_cb_is_a_base():
     cb = Half(partial(CosineAnnealing, total_steps=4))
     learner(cb).fit(2)
     assert cb.schedo.t==4 and isinstance(BatchSchedCB(CosineAnnealing), BaseSchedCB)
+
+# the loss decides
+
+def plateau(**kw): return EpochSchedCB(partial(lr_scheduler.ReduceLROnPlateau, factor=.5, patience=0, **kw))
+
+@pytest.mark.parametrize('valid', [True,False])
+def test_plateau_gets_the_loss_of_the_last_pass(valid):
+    "Validation's mean loss, or training's without validation; the same rates as torch gives for these losses"
+    class Means(Callback):
+        def __init__(self): self.losses = {True: [], False: []}
+        def after_epoch(self, learn): self.losses[learn.training].append(torch.stack(learn.losses).mean().item())
+    cb,rec,means = plateau(),both(),Means()
+    learn = learner(cb, rec, means)
+    learn.fit(8, lr=.5, valid=valid)
+    opt = body_and_head([nn.Parameter(torch.ones(1)) for _ in range(3)], .5)
+    sched,want = lr_scheduler.ReduceLROnPlateau(opt, factor=.5, patience=0),[]
+    for loss in means.losses[not valid]:
+        want.append([g['lr'] for g in opt.param_groups])
+        sched.step(loss)
+    assert [list(o) for o in zip(rec.recs['lr0'][::4], rec.recs['lr1'][::4])]==want and want[-1]!=want[0]
+    state = cb.state_dict()
+    assert state['last_epoch']==8 and state['best']==min(means.losses[not valid])
+    learn.fit(2, train=False)
+    learn.lr_find(show=False)
+    assert cb.state_dict()==state
+
+def test_plateau_with_metrics_of_its_own_mode_and_loaded():
+    cb = plateau(mode='max', threshold=1.)
+    learn = learner(cb)
+    learn.fit(3)
+    assert cb.schedo.mode=='max' and learn.opt.param_groups[1]['lr']<.1
+    again = plateau()
+    learn.fit(1, cbs=again)
+    again.load_state_dict(cb.state_dict())
+    assert again.state_dict()==cb.state_dict()
+
+# in one line
+
+def test_fit_one_cycle():
+    "As with the callback by hand, at the learner's rate or another, with settings of OneCycle"
+    for lr,kw in (None,{}), (.02,{}), (.3,dict(pct_start=.5, cycle_momentum=False, div_factor=4.)):
+        rec,recs = RecorderCB(lr=group_lr, mom=group_mom),[]
+        learn = learner(rec, opt_func=optim.AdamW)
+        for short in True,False:
+            sched = partial(OneCycle, max_lr=lr or .1, total_steps=12, **kw)
+            if short: learn.fit_one_cycle(3, lr, **kw)
+            else: learn.fit(3, lr=lr, cbs=BatchSchedCB(sched))
+            recs.append(rec.recs)
+        assert recs[0]==recs[1] and max(recs[0]['lr'])==pytest.approx(lr or .1, rel=.2)
+    assert [type(cb) for cb in learn.cbs]==[RecorderCB] and learn.lr==.1
+
+def test_fit_one_cycle_with_two_rates():
+    rec,seen = both(),[]
+    class See(Callback):
+        def before_fit(self, learn): seen.append(1)
+    learn = learner(rec)
+    learn.fit_one_cycle(5, .2, See())
+    assert seen and rec.recs['lr1']==pytest.approx([10*lr for lr in rec.recs['lr0']])
+    assert max(rec.recs['lr1'])==.2 and rec.recs['mom0'][5]==.85
+
+def test_fit_one_cycle_errors():
+    learn = learner(opt_func=optim.Adagrad)
+    with pytest.raises(ValueError, match='Adagrad has neither .*cycle_momentum=False'): learn.fit_one_cycle(3)
+    learn.fit_one_cycle(3, cycle_momentum=False)
+    for n in -1,2.5:
+        with pytest.raises(ValueError, match='n_epochs is'): learn.fit_one_cycle(n)
+    with pytest.raises(TypeError, match='pct'): learn.fit_one_cycle(3, pct=.5)
+    assert 'pct_start' in inspect.signature(TrainLearner.fit_one_cycle).parameters
+
+# the notebook's homework
+
+def notebook(name):
+    cells = json.loads((Path(__file__).parent.parent/'nbs'/name).read_text())['cells']
+    return [''.join(c['source']) for c in cells]
+
+def test_the_homework(capsys):
+    "The check refuses the skeletons and wrong answers, and takes the solutions, that behind the fold as well"
+    cells = notebook('12_sgd.ipynb')
+    ns = dict(math=math, torch=torch, optim=optim, lr_scheduler=lr_scheduler, partial=partial, test_eq=ft.test_eq,
+              get_mlp=lambda: nn.Sequential(nn.Flatten(), nn.Linear(4,3), nn.ReLU(), nn.Linear(3,3)))
+    def run(has):
+        exec(next(c for c in cells if has in c), ns)
+        return capsys.readouterr().out
+    for has in 'def get_groups','def check','def cos_anneal': run(has)
+    for has,says in (('class MyCosine','MyCosine is right up to step 0.'),
+                     ('class Cosine0','Cosine0 is right up to step 1.'),
+                     ('class Cosine1',"Cosine1 is right: it has PyTorch's rates"),
+                     ('class MyOneCycle','MyOneCycle is wrong before the first step')):
+        assert run(has).startswith(says)
+    fold = next(c for c in cells if '<details>' in c)
+    exec(fold.split('```python')[1].split('```')[0], ns)
+    last = next(c for c in cells if 'class MyOneCycle' in c and 'check(' in c).splitlines()[-1]
+    exec(last, ns)
+    assert capsys.readouterr().out.startswith('MyOneCycle is right')
+    class Broken: pass
+    ns['check'](Broken)
+    assert capsys.readouterr().out.startswith('Broken does not run yet. TypeError')
 
 # HasLearnCB
 
