@@ -6,15 +6,15 @@
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'Callback', 'run_cbs', 'with_cbs', 'split_batch',
            'call_with', 'format_row', 'print_row', 'Learner', 'one_epoch', 'fit', 'TrainCB', 'TrainLearner',
            'MomentumLearner', 'no_trace', 'show_training_loop', 'DeviceCB', 'SingleBatchCB', 'Mean', 'Accuracy',
-           'MetricsCB', 'history', 'ProgressCB', 'plot_history', 'LRFinderCB', 'LRFind', 'lr_find']
+           'MetricsCB', 'ProgressCB', 'plot_history', 'LRFinderCB', 'LRFind', 'lr_find']
 
 # %% ../nbs/09_learner.ipynb #19001996
 import copy, difflib, math, signal, sys, threading, time, warnings
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial, wraps
 from numbers import Integral
-from operator import attrgetter
+from operator import attrgetter, length_hint
 import fastcore.all as fc, numpy as np, torch, torch.nn.functional as F
 from torch import optim
 from torch.nn.parameter import is_lazy
@@ -34,28 +34,30 @@ class Callback:
     skip_dry_run = False  # leave it out of `lr_find` and other dry runs?
 
 class _finally:
-    "Calls `f` when its block ends; a Cancel exception of `f` does not hide another exception that is on its way"
-    def __init__(self, f, *args): self.f,self.args = f,args
+    "Calls `f` when its block ends. It swallows `cancel`; and a Cancel exception of `f`, if another error is on its way"
+    def __init__(self, cancel, f, *args): self.cancel,self.f,self.args = cancel,f,args
     def __enter__(self): pass
     def __exit__(self, typ, e, tb):
-        with suppress(*_cancels if e else ()): self.f(*self.args)
+        sound = e is None or isinstance(e, self.cancel)
+        try: self.f(*self.args)
+        except _cancels:
+            if sound: raise
+        return sound
 
-def _run_cb(cb, method_nm, learn):
-    if learn is not None: learn._active = id(cb),method_nm
-    try: getattr(cb, method_nm)(learn)
+def _listeners(cbs, method_nm): return sorted((cb for cb in cbs if hasattr(cb, method_nm)), key=attrgetter('order'))
+
+def _run(cbs, method_nm, learn):
+    if len(cbs)>1 and method_nm.startswith('cleanup_'):
+        with _finally((), _run, cbs[:-1], method_nm, learn): return _run(cbs[-1:], method_nm, learn)
+    try:
+        for cb in cbs:
+            if learn is not None: learn._active = id(cb),method_nm
+            getattr(cb, method_nm)(learn)
     except BaseException as e:
         e.add_note(f'Raised in callback {type(cb).__name__}, event {method_nm}.')
         if isinstance(e, TypeError) and 'positional argument' in str(e) and method_nm in str(e):
             e.add_note(f'Events are called with the learner: def {method_nm}(self, learn).')
         raise
-
-def _listeners(cbs, method_nm): return sorted((cb for cb in cbs if hasattr(cb, method_nm)), key=attrgetter('order'))
-
-def _run(cbs, method_nm, learn):
-    if not method_nm.startswith('cleanup_'):
-        for cb in cbs: _run_cb(cb, method_nm, learn)
-    elif cbs:
-        with _finally(_run, cbs[:-1], method_nm, learn): _run_cb(cbs[-1], method_nm, learn)
 
 def run_cbs(cbs, method_nm, learn=None):
     "Call the method `method_nm` of all callbacks that have one, by `order`, for a cleanup in reverse"
@@ -68,7 +70,7 @@ def with_cbs(nm): # `fit`, `epoch` or `batch`
     def decorator(f):
         @wraps(f)
         def _f(self, *args, **kwargs):
-            with _finally(self.callback, f'cleanup_{nm}'), suppress(cancel):
+            with _finally(cancel, self.callback, f'cleanup_{nm}'):
                 self.callback(f'before_{nm}')
                 f(self, *args, **kwargs)
                 self.callback(f'after_{nm}')
@@ -83,9 +85,9 @@ def _describe(o):
     return 'none' if o is None else type(o).__name__
 
 def _tensors(o):
-    res = []
-    map_batch(res.append, o)
-    return res
+    if isinstance(o, torch.Tensor): return [o]
+    items = o if isinstance(o, (tuple,list)) else o.values() if isinstance(o, Mapping) else ()
+    return [t for v in items for t in _tensors(v)]
 
 def _hint(e, learn):
     "What may be wrong with this batch, and the remedy, the likeliest first"
@@ -104,7 +106,7 @@ def _hint(e, learn):
     elif learn.loss is None:
         shape = getattr(preds, 'shape', ())
         if len(shape)>1 and (y.is_floating_point() or y.shape==shape):
-            return f'Labels are {_describe(y)}, not class numbers of dtype int64: use y.long(), or y.argmax(1) of one-hot.'
+            return f'Labels are {_describe(y)}, not class numbers of dtype int64: use y.long(), or y.argmax(1).'
         if len(shape)>1 and y.numel() and not 0<=y.min()<=y.max()<shape[1]:
             return f'Labels run from {y.min()} to {y.max()}, but the {shape[1]} outputs stand for 0 to {shape[1]-1}.'
         nm = getattr(learn.loss_func, '__name__', learn.loss_func)
@@ -136,7 +138,7 @@ def call_with(f, b, *first):
 # %% ../nbs/09_learner.ipynb #b18
 _steps = 'predict','get_loss','backward','step','zero_grad'
 _events = ('before_fit before_epoch before_batch predict after_predict get_loss after_loss backward after_backward '
-           'step after_step zero_grad after_batch cleanup_batch after_epoch cleanup_epoch after_fit cleanup_fit').split()
+    'step after_step zero_grad after_batch cleanup_batch after_epoch cleanup_epoch after_fit cleanup_fit').split()
 
 def _shuffles(dl): return not isinstance(getattr(dl, 'sampler', None), (SequentialSampler,type(None)))
 
@@ -173,19 +175,16 @@ def format_row(row):
 
 def print_row(row):
     "Print a row of results on one line, with the seconds of both passes together"
-    text,last = '',''
-    for k,v in format_row({k: v for k,v in row.items() if not k.endswith('_seconds')}).items():
-        kind,_,nm = k.partition(' ')
-        text += f' {nm} {v}' if kind==last else f'  {k} {v}'
-        last = kind
-    print(f"{text.strip()}  {sum(v for k,v in row.items() if k.endswith('_seconds')):.1f} s", flush=True)
+    cells = [(k,v) for k,v in format_row(row).items() if not k.endswith(' seconds')]
+    kinds = dict.fromkeys(k.split()[0] for k,_ in cells)
+    text = '  '.join(kind + ''.join(f'{k[len(kind):]} {v}' for k,v in cells if k.startswith(kind)) for kind in kinds)
+    print(f"{text}  {sum(v for k,v in row.items() if k.endswith('_seconds')):.1f} s", flush=True)
 
 # %% ../nbs/09_learner.ipynb #0f9c88ee
-def _as_cbs(cbs):
-    cbs = list(fc.L(cbs))
-    for cb in cbs:
-        if isinstance(cb, type): raise TypeError(f'{cb.__name__} is a class: pass an object, {cb.__name__}().')
-    return cbs
+def _objects(os):
+    for o in (os := list(fc.L(os))):
+        if isinstance(o, type): raise TypeError(f'{o.__name__} is a class: pass an object, {o.__name__}().')
+    return os
 
 class Learner:
     "Trains `model` on `dls`; what happens on the way is up to the callbacks"
@@ -194,20 +193,17 @@ class Learner:
         loss_func=F.mse_loss, # Called with predictions and targets, returns one number
         lr=.1, cbs=None, opt_func=optim.SGD, n_inp=1 # How many items of a batch are the model's inputs
     ):
-        if isinstance(loss_func, type):
-            raise TypeError(f'loss_func is the class {loss_func.__name__}: pass an object, {loss_func.__name__}().')
         fc.store_attr()
-        self.cbs,self.logger,self.dry_run = _as_cbs(cbs),print_row,False
+        self.cbs,self.logger,self.dry_run = _objects(cbs),print_row,False
+        _objects([loss_func])
         self.opt = self.batch = self.preds = self.loss = self._active = None
         self.losses,self._busy,self._listening = [],(),{}
 
     def __getstate__(self): return {**vars(self), 'preds': None, 'loss': None}  # tensors of a graph cannot be copied
-    @property
-    def training(self): return self.model.training
-    @property
-    def xb(self): return split_batch(self.batch, self.n_inp)[0]
-    @property
-    def yb(self): return split_batch(self.batch, self.n_inp)[1]
+    training = property(attrgetter('model.training'))
+    history = property(attrgetter('metrics.history'), doc='The rows of `MetricsCB`, one for each epoch')
+    xb = property(lambda self: split_batch(self.batch, self.n_inp)[0])
+    yb = property(lambda self: split_batch(self.batch, self.n_inp)[1])
 
     def callback(self, method_nm):
         if method_nm not in self._listening: self._listening[method_nm] = [
@@ -283,7 +279,7 @@ def fit(self:Learner, n_epochs=1,
         kept = {k: v for k,v in vars(self).items() if self._busy or k in _of_one_fit}
         try:
             own = [cb for cb in self.cbs if not (self._busy and getattr(cb, 'skip_dry_run', False))]
-            self.cbs,self._listening,self._busy = own+_as_cbs(cbs),{},(*self._busy,self._active)
+            self.cbs,self._listening,self._busy = own+_objects(cbs),{},(*self._busy,self._active)
             self.n_epochs,self.does_train,self.does_valid,self.epoch,self.iter = n_epochs,train,valid,0,-1
             _check_fit(self)
             if train: self.opt = self.opt_func(self.model.parameters(), self.lr if lr is None else lr)
@@ -324,7 +320,7 @@ class MomentumLearner(TrainLearner):
 
 # %% ../nbs/09_learner.ipynb #41ac9a14
 def _put(o, k, v):
-    if getattr(o, k) is not v: setattr(o, k, v)
+    if getattr(o, k, None) is not v: setattr(o, k, v)
 
 def _refill(d, was):
     d.clear()
@@ -343,14 +339,20 @@ def _keep_tensor(t):
             if grad is not None: t.grad = grad.copy_(grad_value)
     return restore
 
-def _parts(model, opt):
-    "The parts of `model` and `opt` that a look may change, each with a function that puts it back"
+_readable = {'batch','preds','loss','losses','dl','epoch','iter','n_epochs','does_train','does_valid','metrics'}
+
+def _parts(learn):
+    "What a look may change, with functions that put it back"
+    model,opt,dls = learn.model,learn.opt,learn.dls
+    fields = [k for k in vars(learn) if learn._busy or k not in _readable]
+    modes = [(m, ('__class__','training')) for m in model.modules()]
+    for o,names in [(learn, fields), (dls, ('train','valid','test')), *modes]:
+        for k in names:
+            if hasattr(o, k): yield f'{type(o).__name__}.{k}', partial(_put, o, k, getattr(o, k))
     for nm,m in model.named_modules():
-        lazy = any(map(is_lazy, (*m.parameters(False), *m.buffers(False))))  # the first batch changes all of it
-        attrs = vars(m) if lazy else {k: vars(m).get(k) for k in ('_parameters','_buffers','_modules')}
-        yield f'module {nm}', partial(_put, m, '__class__', type(m))
-        yield f'module {nm}', partial(_put, m, 'training', m.training)
-        for d in (attrs, *attrs.values()):
+        lazy = any(map(is_lazy, (*m.parameters(False), *m.buffers(False))))  # its first batch changes all of it
+        held = vars(m) if lazy else {k: vars(m).get(k) for k in ('_parameters','_buffers','_modules')}
+        for d in (held, *held.values()):
             if isinstance(d, dict): yield f'module {nm}', partial(_refill, d, dict(d))
     for nm,t in (*model.named_parameters(), *model.named_buffers()): yield nm, _keep_tensor(t)
     groups = getattr(opt, 'param_groups', [])
@@ -358,23 +360,15 @@ def _parts(model, opt):
     if groups: yield 'the optimizer', partial(groups.__setitem__, slice(None), [*groups])
     for d in (opt.state, *groups) if groups else [vars(opt)] if hasattr(opt, '__dict__') else []:
         yield 'the optimizer', partial(_refill, d, copy.deepcopy(dict(d), memo) if groups else dict(d))
+    if not learn.dry_run: yield 'random states', partial(set_random_state, random_state(dls), dls)
 
 # %% ../nbs/09_learner.ipynb #b12
-_readable = {'batch','preds','loss','losses','dl','epoch','iter','n_epochs','does_train','does_valid','metrics'}
-
 class no_trace:
-    "Leave model, optimizer, random states and the fit that is under way as they are, however the block ends"
-    def __init__(self, learn,
-        skip_cbs=False # Leave out the callbacks with `skip_dry_run`, which keep records of a training?
-    ): self.learn,self.skip_cbs = learn,skip_cbs
+    "Leave the learner, random states and the fit under way as they are; `skip_cbs` leaves out those that keep records"
+    def __init__(self, learn, skip_cbs=False): self.learn,self.skip_cbs = learn,skip_cbs
 
     def __enter__(self):
-        learn,dls,self.late = self.learn,self.learn.dls,False
-        fields = {k: v for k,v in vars(learn).items() if learn._busy or k not in _readable}
-        self.parts = [("the learner's fields", partial(vars(learn).update, fields)), *_parts(learn.model, learn.opt)]
-        for nm in 'train','valid','test':
-            if hasattr(dls, nm): self.parts.append((f'dls.{nm}', partial(_put, dls, nm, getattr(dls, nm))))
-        if not learn.dry_run: self.parts.append(('random states', partial(set_random_state, random_state(dls), dls)))
+        learn,self.parts,self.late = self.learn,[*_parts(self.learn)],False
         self.handler = signal.getsignal(signal.SIGINT)
         if not callable(self.handler) or threading.current_thread() is not threading.main_thread(): self.handler = None
         else: signal.signal(signal.SIGINT, self._interrupt)
@@ -406,7 +400,7 @@ _unbroken = no_trace.__enter__.__code__,no_trace.__exit__.__code__
 def show_training_loop(self:Learner, cbs=None):
     "Print the events of a fit, nested, with the callbacks that listen to each, in the order in which they run"
     for nm in _events:
-        found = [type(cb).__name__ for cb in _listeners(self.cbs+_as_cbs(cbs), nm)]
+        found = [type(cb).__name__ for cb in _listeners(self.cbs+_objects(cbs), nm)]
         if nm.startswith('cleanup_'): found.reverse()
         if nm in _steps and getattr(type(self), nm) is not getattr(Learner, nm): found = [type(self).__name__]
         depth = {'fit': 0, 'epoch': 1, 'batch': 2}.get(nm.split('_')[-1], 3)
@@ -426,14 +420,20 @@ class SingleBatchCB(Callback):
 
 # %% ../nbs/09_learner.ipynb #6564baaf
 class Mean:
-    "Weighted mean of the values it is updated with"
+    "Weighted mean of the values it is updated with, which are added up in double precision when somebody asks"
     def __init__(self): self.reset()
-    def reset(self): self.total = self.n = 0
-    def update(self, val, weight=1):
-        val = torch.as_tensor(val)
-        if not self.n: self.total = val.new_zeros((), dtype=torch.float if val.is_mps else torch.double)
-        self.total = torch.add(self.total, val, alpha=weight)
-        self.n += weight
+    def reset(self): self.vals,self.weights,self.n = [],[],0
+    def update(self, val, weight=1): self._add(val, weight, weight)
+    def _add(self, val, weight, n):
+        self.vals.append(val)
+        self.weights.append(weight)
+        self.n += n
+    @property
+    def total(self):
+        if not self.vals: return 0
+        return torch.stack([*map(torch.as_tensor, self.vals)]).cpu().double() @ torch.tensor(self.weights).double()
+    @total.setter
+    def total(self, val): self.vals,self.weights = [val],[1]
     def compute(self): return self.total/self.n if self.n else math.nan
 
 class Accuracy(Mean):
@@ -443,8 +443,7 @@ class Accuracy(Mean):
         if not fits or target.is_floating_point():
             raise ValueError('Accuracy compares scores of shape (n,classes,...), two classes or more, with labels '
                              f'of shape (n,...), but got {_describe(preds)} and {_describe(target)}.')
-        self.total += (top==target).sum()
-        self.n += target.numel()
+        self._add((top==target).sum(), 1, target.numel())
 
 # %% ../nbs/09_learner.ipynb #e28756d2
 def _metric_args(metrics, preds, targs):
@@ -469,9 +468,8 @@ class MetricsCB(Callback):
             if nm in metrics: raise ValueError(f'Two metrics are called {nm}: pass them by name, MetricsCB(one=...).')
             metrics[nm] = m
         for nm,m in metrics.items():
-            if lacks := [o for o in ('update','compute','reset') if not callable(getattr(m, o, None))]:
-                raise TypeError(f"The metric {nm} ({m!r}) lacks {', '.join(lacks)}: metrics need update, compute and "
-                                "reset, as miniai's Accuracy() has.")
+            lacks = ', '.join(o for o in ('update','compute','reset') if not callable(getattr(m, o, None)))
+            if lacks: raise TypeError(f'The metric {nm} ({m!r}) lacks {lacks}: metrics need update, compute and reset.')
         self.metrics,self.loss = metrics,Mean()
         self.history,self.row,self.trained = [],{},0
     def state_dict(self): return {'history': self.history, 'trained': self.trained}
@@ -490,7 +488,7 @@ class MetricsCB(Callback):
         if self.metrics:
             args = _metric_args(self.metrics, map_batch(torch.Tensor.detach, learn.preds), learn.yb)
             for m,arg in zip(self.metrics.values(), args): m.update(*arg)
-        self.loss.update(learn.losses[-1], len(_tensors(learn.batch)[0]))
+        self.loss.update(learn.losses[-1], _tensors(learn.batch)[0].shape[0])
     def after_epoch(self, learn):
         res = {nm: m.compute() for nm,m in {'loss': self.loss, **self.metrics}.items()}
         res = {nm: v.item() if getattr(v, 'numel', lambda: 0)()==1 else v for nm,v in res.items()}
@@ -501,25 +499,44 @@ class MetricsCB(Callback):
     def cleanup_epoch(self, learn):
         if self.row and not (learn.training and learn.does_valid): learn.logger(self.row)
 
-@fc.patch(as_prop=True)
-def history(self:Learner)->list:
-    "The rows of `MetricsCB`, one for each epoch"
-    return self.metrics.history
-
 # %% ../nbs/09_learner.ipynb #f52b01b1
-def _len(dl):
-    "Number of batches, or None where the loader does not know"
-    try: return len(dl)
-    except TypeError: return None
+class _Notebook:
+    "Progress in a notebook: bar and table in one output, the plot in another, both updated; they keep their height"
+    def __init__(self, n_epochs): self.height,self.bar,self.rows,self.outs = 1.9*n_epochs+4,'',[],{}
+    def _show(self, nm, o, **kwargs):
+        from IPython.display import display
+        if nm in self.outs: self.outs[nm].update(o, **kwargs)
+        else: self.outs[nm] = display(o, display_id=True, **kwargs)
+    def row(self, row):
+        self.rows.append(format_row(row))
+        self.table()
+    def table(self, bar=None):
+        self.bar = bar or self.bar
+        heads = ''.join(f'<th>{k}</th>' for r in self.rows[-1:] for k in r)
+        cells = '</tr><tr>'.join(''.join(f'<td>{v}</td>' for v in r.values()) for r in [{}, *self.rows])
+        html = f'<div style="min-height:{self.height:.0f}em">{self.bar}<table><tr>{heads}{cells}</tr></table></div>'
+        text = '\n'.join('  '.join(f'{k} {v}' for k,v in r.items()) for r in self.rows)
+        self._show('table', {'text/html': html, 'text/plain': text or 'training'}, raw=True)
+    def plot(self, losses, valid):
+        from matplotlib import pyplot as plt
+        fig,ax = plt.subplots(figsize=(6,3), layout='constrained')
+        ax.plot(torch.stack(losses).float().cpu(), label='training, each batch', alpha=.7)
+        if valid: ax.plot(*zip(*valid), 'o-', label='validation, each epoch')
+        ax.set(title='Loss', xlabel='training batch', ylabel='loss')
+        ax.legend()
+        plt.close(fig)
+        self._show('plot', fig)
 
+_len = length_hint  # the number of batches, or 0 where a loader does not know it
+
+# %% ../nbs/09_learner.ipynb #c19
 class ProgressCB(Callback):
     "Shows how far a fit is, how long it will take, and its rows of results"
     order,skip_dry_run = MetricsCB.order+1,True
     modes = 'notebook','terminal','lines'
     def __init__(self,
         plot=False, # Draw the loss as it falls? In notebooks only
-        mode=None, # One of `modes`; None finds out
-        every=.5 # Seconds between two drawings, at least
+        mode=None, every=.5 # One of `modes`, None finds out; seconds between two drawings, at least
     ):
         if mode not in (None, *self.modes):
             raise ValueError(f"mode is {mode!r}, it has to be one of {', '.join(self.modes)}, or None.")
@@ -528,16 +545,15 @@ class ProgressCB(Callback):
     def before_fit(self, learn):
         from tqdm import tqdm
         mode = self.mode or ('notebook' if fc.IN_NOTEBOOK else 'terminal' if sys.stdout.isatty() else 'lines')
+        self.notebook = _Notebook(learn.n_epochs) if mode=='notebook' else None
         self.view = tqdm(total=1., leave=False, disable=mode!='terminal', bar_format='{desc} {bar} {percentage:3.0f}%')
-        self.outs,self.rows,self.height = {} if mode=='notebook' else None,[],1.9*learn.n_epochs+4
         sizes = [_len(getattr(learn.dls, nm, None)) for nm in ['train']*learn.does_train + ['valid']*learn.does_valid]
         self.total = sum(sizes)*(learn.n_epochs-learn.epoch) if all(sizes) else 0
         self.n,self.shown,self.losses,self.valid,self.start = 0,0.,[],[],time.perf_counter()
         learn.logger = self.row
     def row(self, row):
         if 'valid_loss' in row: self.valid.append((len(self.losses), row['valid_loss']))
-        self.rows.append(format_row(row))
-        if self.outs is not None: return self._table()
+        if self.notebook: return self.notebook.row(row)
         with self.view.external_write_mode(): print_row(row)
     def after_batch(self, learn):
         self.n += 1
@@ -550,35 +566,13 @@ class ProgressCB(Callback):
         if learn.training and learn.loss is not None: text += f', loss {learn.loss.item():.3f}'
         if 0<done<1: text += f', {self.view.format_interval((self.shown-self.start)*(1/done-1))} left'
         self.view.set_description_str(text)
-        if self.outs is not None: self._table()
-        if self.outs and self.plot and self.losses: self._plot()
+        if self.notebook: self.notebook.table(f'<progress value={done:.4f} max=1></progress> {text}')
+        if self.notebook and self.plot and self.losses: self.notebook.plot(self.losses, self.valid)
     def cleanup_fit(self, learn):
         if self.view is None: return
         self.view.close()
-        self.view.desc = ''
-        if self.outs is not None: self._table()
+        if self.notebook: self.notebook.table('<br>')
         self.view = None
-
-    def _display(self, nm, o, **kwargs):
-        "Show `o` in the output `nm`, in place of what is there"
-        from IPython.display import display
-        if nm in self.outs: self.outs[nm].update(o, **kwargs)
-        else: self.outs[nm] = display(o, display_id=True, **kwargs)
-    def _table(self):
-        import pandas as pd
-        df,text = pd.DataFrame(self.rows),self.view.desc
-        bar = f'<progress value={self.view.n:.4f} max=1></progress> {text}' if text else '<br>'
-        html = f'<div style="min-height:{self.height:.0f}em">{bar}{df.to_html(index=False, border=0, na_rep="")}</div>'
-        self._display('table', {'text/html': html, 'text/plain': df.to_string(index=False)}, raw=True)
-    def _plot(self):
-        from matplotlib import pyplot as plt
-        fig,ax = plt.subplots(figsize=(6,3), layout='constrained')
-        ax.plot(torch.stack(self.losses).float().cpu(), label='training, each batch', alpha=.7)
-        if self.valid: ax.plot(*zip(*self.valid), 'o-', label='validation, each epoch')
-        ax.set(title='Loss', xlabel='training batch', ylabel='loss')
-        ax.legend()
-        plt.close(fig)
-        self._display('plot', fig)
 
 # %% ../nbs/09_learner.ipynb #c24
 def plot_history(history):
@@ -654,12 +648,8 @@ class LRFind:
 # %% ../nbs/09_learner.ipynb #811daedb
 @fc.patch
 @fc.delegates(LRFinderCB)
-def lr_find(self:Learner,
-    max_epochs=None, # Passes over the data, at most; None allows as many as reach `end_lr`
-    show=True, # Draw the curve?
-    **kwargs
-)->LRFind: # Rates, losses and suggestions
-    "Try out learning rates from `start_lr` upward; the learner is left as it was"
+def lr_find(self:Learner, max_epochs=None, show=True, **kwargs)->LRFind: # None passes over the data as often as needed
+    "Try out learning rates from `start_lr` to `end_lr` and show their losses; the learner is left as it was"
     cb = LRFinderCB(**kwargs)
     steps = math.log(cb.end_lr/cb.start_lr, cb.gamma)+2
     epochs = max_epochs or math.ceil(steps/(_len(self.dls.train) or 1))
