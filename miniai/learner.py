@@ -49,15 +49,15 @@ def _listeners(cbs, method_nm): return sorted((cb for cb in cbs if hasattr(cb, m
 def _run(cbs, method_nm, learn):
     if len(cbs)>1 and method_nm.startswith('cleanup_'):
         with _finally((), _run, cbs[:-1], method_nm, learn): return _run(cbs[-1:], method_nm, learn)
-    try:
-        for cb in cbs:
+    for cb in cbs:
+        try:
             if learn is not None: learn._active = id(cb),method_nm
             getattr(cb, method_nm)(learn)
-    except BaseException as e:
-        e.add_note(f'Raised in callback {type(cb).__name__}, event {method_nm}.')
-        if isinstance(e, TypeError) and 'positional argument' in str(e) and method_nm in str(e):
-            e.add_note(f'Events are called with the learner: def {method_nm}(self, learn).')
-        raise
+        except BaseException as e:
+            e.add_note(f'Raised in callback {type(cb).__name__}, event {method_nm}.')
+            if isinstance(e, TypeError) and 'positional argument' in str(e) and method_nm in str(e):
+                e.add_note(f'Events are called with the learner: def {method_nm}(self, learn).')
+            raise
 
 def run_cbs(cbs, method_nm, learn=None):
     "Call the method `method_nm` of all callbacks that have one, by `order`, for a cleanup in reverse"
@@ -263,8 +263,6 @@ def _fit(self:Learner):
         if self.does_train: torch.enable_grad()(self.one_epoch)(True)
         if self.does_valid: torch.no_grad()(self.one_epoch)(False)
 
-_of_one_fit = 'cbs','logger','_listening','_busy','_active'
-
 @fc.patch
 def fit(self:Learner, n_epochs=1,
     train=True, # Train? Without it, nothing is changed
@@ -276,10 +274,11 @@ def fit(self:Learner, n_epochs=1,
         raise ValueError(f'n_epochs is {n_epochs!r}, it has to be a whole number, 0 or more.')
     if n_epochs==0: return
     with nullcontext() if train else no_trace(self):
-        kept = {k: v for k,v in vars(self).items() if self._busy or k in _of_one_fit}
+        ours = 'cbs','logger','_listening','_busy','_active'
+        kept = {k: v for k,v in vars(self).items() if self._busy or k in ours}
         try:
-            own = [cb for cb in self.cbs if not (self._busy and getattr(cb, 'skip_dry_run', False))]
-            self.cbs,self._listening,self._busy = own+_objects(cbs),{},(*self._busy,self._active)
+            stay = [cb for cb in self.cbs if not (self._busy and getattr(cb, 'skip_dry_run', False))]
+            self.cbs,self._listening,self._busy = stay+_objects(cbs),{},(*self._busy,self._active)
             self.n_epochs,self.does_train,self.does_valid,self.epoch,self.iter = n_epochs,train,valid,0,-1
             _check_fit(self)
             if train: self.opt = self.opt_func(self.model.parameters(), self.lr if lr is None else lr)
@@ -422,18 +421,16 @@ class SingleBatchCB(Callback):
 class Mean:
     "Weighted mean of the values it is updated with, which are added up in double precision when somebody asks"
     def __init__(self): self.reset()
-    def reset(self): self.vals,self.weights,self.n = [],[],0
-    def update(self, val, weight=1): self._add(val, weight, weight)
-    def _add(self, val, weight, n):
-        self.vals.append(val)
-        self.weights.append(weight)
-        self.n += n
+    def reset(self): self.sums,self.n = [],0
+    def update(self, val, weight=1, n=None): # `n` items, where `val` is a sum over them; None is `weight`
+        self.sums.append((val, weight))
+        self.n += weight if n is None else n
     @property
     def total(self):
-        if not self.vals: return 0
-        return torch.stack([*map(torch.as_tensor, self.vals)]).cpu().double() @ torch.tensor(self.weights).double()
+        vals,weights = zip(*self.sums or [(0,0)])
+        return torch.stack([*map(torch.as_tensor, vals)]).cpu().double() @ torch.tensor(weights).double()
     @total.setter
-    def total(self, val): self.vals,self.weights = [val],[1]
+    def total(self, val): self.sums = [(val, 1)]
     def compute(self): return self.total/self.n if self.n else math.nan
 
 class Accuracy(Mean):
@@ -443,7 +440,7 @@ class Accuracy(Mean):
         if not fits or target.is_floating_point():
             raise ValueError('Accuracy compares scores of shape (n,classes,...), two classes or more, with labels '
                              f'of shape (n,...), but got {_describe(preds)} and {_describe(target)}.')
-        self._add((top==target).sum(), 1, target.numel())
+        super().update((top==target).sum(), n=target.numel())
 
 # %% ../nbs/09_learner.ipynb #e28756d2
 def _metric_args(metrics, preds, targs):
