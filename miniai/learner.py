@@ -507,13 +507,14 @@ class _Notebook:
     def row(self, row):
         self.rows.append(format_row(row))
         self.table()
-    def table(self, bar=None):
+    def table(self, bar=None, losses=(), valid=()):
         self.bar = bar or self.bar
         heads = ''.join(f'<th>{k}</th>' for r in self.rows[-1:] for k in r)
         cells = '</tr><tr>'.join(''.join(f'<td>{v}</td>' for v in r.values()) for r in [{}, *self.rows])
         html = f'<div style="min-height:{self.height:.0f}em">{self.bar}<table><tr>{heads}{cells}</tr></table></div>'
         text = '\n'.join('  '.join(f'{k} {v}' for k,v in r.items()) for r in self.rows)
         self._show('table', {'text/html': html, 'text/plain': text or 'training'}, raw=True)
+        if losses: self.plot(losses, valid)
     def plot(self, losses, valid):
         from matplotlib import pyplot as plt
         fig,ax = plt.subplots(figsize=(6,3), layout='constrained')
@@ -563,12 +564,13 @@ class ProgressCB(Callback):
         if learn.training and learn.loss is not None: text += f', loss {learn.loss.item():.3f}'
         if 0<done<1: text += f', {self.view.format_interval((self.shown-self.start)*(1/done-1))} left'
         self.view.set_description_str(text)
-        if self.notebook: self.notebook.table(f'<progress value={done:.4f} max=1></progress> {text}')
-        if self.notebook and self.plot and self.losses: self.notebook.plot(self.losses, self.valid)
+        self._in_notebook(f'<progress value={done:.4f} max=1></progress> {text}')
+    def _in_notebook(self, bar):
+        if self.notebook: self.notebook.table(bar, self.losses if self.plot else (), self.valid)
     def cleanup_fit(self, learn):
         if self.view is None: return
         self.view.close()
-        if self.notebook: self.notebook.table('<br>')
+        self._in_notebook('<br>')
         self.view = None
 
 # %% ../nbs/09_learner.ipynb #c24
