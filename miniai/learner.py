@@ -70,10 +70,13 @@ def with_cbs(nm): # `fit`, `epoch` or `batch`
     def decorator(f):
         @wraps(f)
         def _f(self, *args, **kwargs):
-            with _finally(cancel, self.callback, f'cleanup_{nm}'):
+            try:
                 self.callback(f'before_{nm}')
                 f(self, *args, **kwargs)
                 self.callback(f'after_{nm}')
+            except BaseException:
+                with _finally(cancel, self.callback, f'cleanup_{nm}'): raise
+            else: self.callback(f'cleanup_{nm}')
         return _f
     return decorator
 
