@@ -223,7 +223,8 @@ class Learner:
         self.preds = self.loss = None
         try:
             self.predict()
-            if self.preds is None: raise RuntimeError('No predictions: add TrainCB() to cbs, or use TrainLearner.')
+            if self.preds is None:
+                raise RuntimeError('Nobody made predictions: add TrainCB() to cbs, or use TrainLearner.')
             self.callback('after_predict')
             self.get_loss()
             self.callback('after_loss')
@@ -333,6 +334,7 @@ def _keep_tensor(t):
     cls,data,grad,req = type(t),t.data,t.grad,t.requires_grad
     value,grad_value = (None if o is None or is_lazy(t) else o.detach().clone() for o in (data, grad))
     def restore():
+        if is_lazy(t): return  # no batch has come
         with torch.inference_mode(t.is_inference()), torch.no_grad():
             t.grad,t.data = None,data if value is not None else t.data.new_empty(0)
             if value is None: return _put(t, '__class__', cls)
@@ -358,7 +360,7 @@ def _parts(learn):
             if isinstance(d, dict): yield f'module {nm}', partial(_refill, d, dict(d))
     for nm,t in (*model.named_parameters(), *model.named_buffers()): yield nm, _keep_tensor(t)
     groups = getattr(opt, 'param_groups', [])
-    memo = {id(p): p for g in groups for p in g['params']}
+    memo = {id(p): p for ps in (*(g['params'] for g in groups), opt.state if groups else ()) for p in ps}
     if groups: yield 'the optimizer', partial(groups.__setitem__, slice(None), [*groups])
     for d in (opt.state, *groups) if groups else [vars(opt)] if hasattr(opt, '__dict__') else []:
         yield 'the optimizer', partial(_refill, d, copy.deepcopy(dict(d), memo) if groups else dict(d))
