@@ -372,7 +372,7 @@ class no_trace:
     def __init__(self, learn, skip_cbs=False): self.learn,self.skip_cbs = learn,skip_cbs
 
     def __enter__(self):
-        learn,self.parts,self.late = self.learn,[*_parts(self.learn)],False
+        learn,self.parts,self.closing,self.late = self.learn,[*_parts(self.learn)],False,False
         self.handler = signal.getsignal(signal.SIGINT)
         if not callable(self.handler) or threading.current_thread() is not threading.main_thread(): self.handler = None
         else: signal.signal(signal.SIGINT, self._interrupt)
@@ -380,10 +380,13 @@ class no_trace:
         if self.skip_cbs: learn.cbs = [cb for cb in learn.cbs if not getattr(cb, 'skip_dry_run', False)]
 
     def _interrupt(self, signum, frame):
-        "Ctrl-C ends the block; one that comes while things are put back waits until they are"
+        "The first Ctrl-C ends the block; one that comes while things are cleaned up and put back waits until they are"
         while frame and frame.f_code not in _unbroken: frame = frame.f_back
-        if frame: self.late = True
-        else: self.handler(signum, None)
+        if frame or self.closing: self.late = True
+        else:
+            self.closing = True
+            self.handler(signum, None)
+            self.closing = False
 
     def __exit__(self, typ, e, tb):
         failed = []
