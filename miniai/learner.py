@@ -38,11 +38,10 @@ class _finally:
     def __init__(self, cancel, f, *args): self.cancel,self.f,self.args = cancel,f,args
     def __enter__(self): pass
     def __exit__(self, typ, e, tb):
-        sound = e is None or isinstance(e, self.cancel)
         try: self.f(*self.args)
         except _cancels:
-            if sound: raise
-        return sound
+            if e is None or isinstance(e, self.cancel): raise
+        return isinstance(e, self.cancel)
 
 def _listeners(cbs, method_nm): return sorted((cb for cb in cbs if hasattr(cb, method_nm)), key=attrgetter('order'))
 
@@ -70,13 +69,10 @@ def with_cbs(nm): # `fit`, `epoch` or `batch`
     def decorator(f):
         @wraps(f)
         def _f(self, *args, **kwargs):
-            try:
+            with _finally(cancel, self.callback, f'cleanup_{nm}'):
                 self.callback(f'before_{nm}')
                 f(self, *args, **kwargs)
                 self.callback(f'after_{nm}')
-            except BaseException:
-                with _finally(cancel, self.callback, f'cleanup_{nm}'): raise
-            else: self.callback(f'cleanup_{nm}')
         return _f
     return decorator
 
