@@ -396,7 +396,7 @@ class no_trace:
             e.add_note(msg)
         if self.late: self.handler(signal.SIGINT, None)
 
-_unbroken = no_trace.__enter__.__code__,no_trace.__exit__.__code__
+_unbroken = [f.__code__ for f in (no_trace.__enter__, no_trace.__exit__, _finally.__exit__)]
 
 # %% ../nbs/09_learner.ipynb #b21
 @fc.patch
