@@ -6,16 +6,15 @@
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'Callback', 'run_cbs', 'with_cbs', 'split_batch',
            'call_with', 'format_row', 'print_row', 'Learner', 'one_epoch', 'fit', 'TrainCB', 'TrainLearner',
            'MomentumLearner', 'no_trace', 'show_training_loop', 'DeviceCB', 'SingleBatchCB', 'Mean', 'Accuracy',
-           'MetricsCB', 'history', 'ProgressCB', 'plot_history', 'LRFinderCB', 'LRFind', 'lr_find']
+           'MetricsCB', 'ProgressCB', 'plot_history', 'LRFinderCB', 'LRFind', 'lr_find']
 
 # %% ../nbs/09_learner.ipynb #19001996
 import copy, difflib, math, signal, sys, threading, time, warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial, wraps
-from io import BytesIO
 from numbers import Integral
-from operator import attrgetter
+from operator import attrgetter, length_hint
 import fastcore.all as fc, numpy as np, torch, torch.nn.functional as F
 from torch import optim
 from torch.nn.parameter import is_lazy
@@ -34,59 +33,46 @@ class Callback:
     order = 0
     skip_dry_run = False  # leave it out of `lr_find` and other dry runs?
 
-def _run_cb(cb, method_nm, learn):
-    if learn is not None: learn._active = id(cb),method_nm
-    try: getattr(cb, method_nm)(learn)
-    except _cancels: raise
-    except BaseException as e:
-        e.add_note(f'Raised in callback {type(cb).__name__}, event {method_nm}.')
-        if isinstance(e, TypeError) and 'positional argument' in str(e) and method_nm in str(e):
-            e.add_note(f'Events are called with the learner: def {method_nm}(self, learn).')
-        raise
+class _finally:
+    "Calls `f` when its block ends. It swallows `cancel`; and a Cancel exception of `f`, if another error is on its way"
+    def __init__(self, cancel, f, *args): self.cancel,self.f,self.args = cancel,f,args
+    def __enter__(self): pass
+    def __exit__(self, typ, e, tb):
+        try: self.f(*self.args)
+        except _cancels:
+            if e is None or isinstance(e, self.cancel): raise
+        return isinstance(e, self.cancel)
 
 def _listeners(cbs, method_nm): return sorted((cb for cb in cbs if hasattr(cb, method_nm)), key=attrgetter('order'))
 
-def _cleanup(cbs, method_nm, learn):
-    if not cbs: return
-    *rest,last = cbs
-    try: _run_cb(last, method_nm, learn)
-    except _cancels:
-        _cleanup(rest, method_nm, learn)
-        raise
-    except BaseException:
-        try: _cleanup(rest, method_nm, learn)
-        except _cancels: pass
-        raise
-    else: _cleanup(rest, method_nm, learn)
-
 def _run(cbs, method_nm, learn):
-    if method_nm.startswith('cleanup_'): return _cleanup(cbs, method_nm, learn)
-    for cb in cbs: _run_cb(cb, method_nm, learn)
+    if len(cbs)>1 and method_nm.startswith('cleanup_'):
+        with _finally((), _run, cbs[:-1], method_nm, learn): return _run(cbs[-1:], method_nm, learn)
+    for cb in cbs:
+        try:
+            if learn is not None: learn._active = id(cb),method_nm
+            getattr(cb, method_nm)(learn)
+        except BaseException as e:
+            e.add_note(f'Raised in callback {type(cb).__name__}, event {method_nm}.')
+            if isinstance(e, TypeError) and 'positional argument' in str(e) and method_nm in str(e):
+                e.add_note(f'Events are called with the learner: def {method_nm}(self, learn).')
+            raise
 
 def run_cbs(cbs, method_nm, learn=None):
     "Call the method `method_nm` of all callbacks that have one, by `order`, for a cleanup in reverse"
     _run(_listeners(cbs, method_nm), method_nm, learn)
 
 # %% ../nbs/09_learner.ipynb #3d934fd9
-def with_cbs(
-    nm # `fit`, `epoch` or `batch`
-): # Decorator for a method of `Learner`
-    "Run the callbacks `before_{nm}`, `after_{nm}` and `cleanup_{nm}` around a method"
+def with_cbs(nm): # `fit`, `epoch` or `batch`
+    "Decorator for a method: run the callbacks `before_{nm}`, `after_{nm}` and `cleanup_{nm}` around it"
     cancel = dict(zip(('fit','epoch','batch'), _cancels))[nm]
     def decorator(f):
         @wraps(f)
         def _f(self, *args, **kwargs):
-            failed = True
-            try:
+            with _finally(cancel, self.callback, f'cleanup_{nm}'):
                 self.callback(f'before_{nm}')
                 f(self, *args, **kwargs)
                 self.callback(f'after_{nm}')
-                failed = False
-            except cancel: failed = False
-            finally:
-                try: self.callback(f'cleanup_{nm}')
-                except _cancels:
-                    if not failed: raise
         return _f
     return decorator
 
@@ -102,44 +88,39 @@ def _tensors(o):
     items = o if isinstance(o, (tuple,list)) else o.values() if isinstance(o, Mapping) else ()
     return [t for v in items for t in _tensors(v)]
 
-def _hints(e, learn):
+def _hint(e, learn):
     "What may be wrong with this batch, and the remedy, the likeliest first"
-    params,preds = list(learn.model.parameters()),learn.preds
-    x,y = (next(iter(_tensors(o)), None) for o in (learn.xb, learn.yb))
+    params,preds,none = list(learn.model.parameters()),learn.preds,torch.empty(0, dtype=torch.long)
+    x,y = (next(iter(_tensors(o)), none) for o in (learn.xb, learn.yb))
     on_model,on_batch = ({str(t.device) for t in o} for o in (params, _tensors(learn.batch)))
     if on_model and on_batch and on_model.isdisjoint(on_batch):
-        yield f"The model is on {', '.join(on_model)} but the batch on {', '.join(on_batch)}: add DeviceCB() to cbs."
+        return f"The model is on {', '.join(on_model)} but the batch on {', '.join(on_batch)}: add DeviceCB() to cbs."
     if preds is None:
         if 'more than 1 value per channel' in str(e):
-            yield ('Batch norm cannot normalize a training batch of one item: pass drop_last=True, or change the '
-                   'batch size.')
-        if x is not None and x.ndim==4 and x.shape[3]<=4<x.shape[1]:
-            yield f'The inputs look channels-last, {tuple(x.shape)}: pass (n,c,h,w), as x.permute(0,3,1,2) gives.'
-        if x is not None and params and x.dtype!=params[0].dtype and x.dtype not in (torch.int64,torch.int32):
-            yield (f'The inputs are {x.dtype}, the model is {params[0].dtype}: convert them, with x.float(), '
-                   'or x.float()/255 for images of bytes.')
+            return 'Batch norm cannot normalize one item: pass drop_last=True, or change the batch size.'
+        if x.ndim==4 and x.shape[3]<=4<x.shape[1]:
+            return f'The inputs look channels-last, {tuple(x.shape)}: pass (n,c,h,w), as x.permute(0,3,1,2) gives.'
+        if params and x.dtype not in (params[0].dtype, torch.int64, torch.int32):
+            return f'The inputs are {x.dtype}, the model is {params[0].dtype}: pass x.float(), of bytes x.float()/255.'
     elif learn.loss is None:
-        if y is not None and isinstance(preds, torch.Tensor) and preds.ndim>1:
-            if y.is_floating_point() or y.shape==preds.shape:
-                yield ('Labels for cross-entropy are class numbers of dtype int64 and shape (n,), '
-                       f'these are {_describe(y)}: take y.argmax(1) of one-hot rows, or y.long().')
-            elif y.numel() and not 0<=y.min()<=y.max()<preds.shape[1]:
-                yield (f'Labels run from {y.min()} to {y.max()}, but the model has {preds.shape[1]} outputs: '
-                       'they have to be from 0 to one less than the outputs.')
+        shape = getattr(preds, 'shape', ())
+        if len(shape)>1 and (y.is_floating_point() or y.shape==shape):
+            return f'Labels are {_describe(y)}, not class numbers of dtype int64: use y.long(), or y.argmax(1).'
+        if len(shape)>1 and y.numel() and not 0<=y.min()<=y.max()<shape[1]:
+            return f'Labels run from {y.min()} to {y.max()}, but the {shape[1]} outputs stand for 0 to {shape[1]-1}.'
         nm = getattr(learn.loss_func, '__name__', learn.loss_func)
-        yield f'loss_func {nm} does not fit these predictions and targets: pass one that does to Learner.'
-    else:
-        if not any(p.requires_grad for p in params):
-            yield 'All parameters are frozen: set requires_grad_(True) on some.'
-        if getattr(learn.loss, 'shape', None)!=():
-            yield 'loss_func has to return a tensor with one number, for example the mean over the batch.'
+        return f'loss_func {nm} does not fit these predictions and targets: pass one that does to Learner.'
+    elif not any(p.requires_grad for p in params):
+        return 'All parameters are frozen: set requires_grad_(True) on some.'
+    elif getattr(learn.loss, 'shape', None)!=():
+        return 'loss_func has to return a tensor with one number, for example the mean over the batch.'
 
 def _explain(e, learn):
     "Add to the error `e` what the learner was working on"
     where = f"In the {'training' if learn.training else 'validation'} pass of epoch {learn.epoch+1}, batch {learn.iter}"
     e.add_note(f'{where}: batch {_describe(learn.batch)}; predictions {_describe(learn.preds)}; '
                f'loss {_describe(learn.loss)}.')
-    if hint := next(_hints(e, learn), None): e.add_note(hint)
+    if hint := _hint(e, learn): e.add_note(hint)
 
 # %% ../nbs/09_learner.ipynb #393c436d
 def split_batch(b, n_inp)->tuple: # Inputs and targets
@@ -155,23 +136,22 @@ def call_with(f, b, *first):
 
 # %% ../nbs/09_learner.ipynb #b18
 _steps = 'predict','get_loss','backward','step','zero_grad'
-_events = {f'{when}_{nm}': i for i,nm in enumerate(('fit','epoch','batch')) for when in ('before','after','cleanup')}
-_events |= dict.fromkeys(('after_predict','after_loss','after_backward','after_step'), 3)
+_events = ('before_fit before_epoch before_batch predict after_predict get_loss after_loss backward after_backward '
+    'step after_step zero_grad after_batch cleanup_batch after_epoch cleanup_epoch after_fit cleanup_fit').split()
 
-def _shuffles(dl): return getattr(dl, 'sampler', None) is not None and not isinstance(dl.sampler, SequentialSampler)
+def _shuffles(dl): return not isinstance(getattr(dl, 'sampler', None), (SequentialSampler,type(None)))
 
 def _check_fit(learn):
     "Warn about callbacks that nobody will call, and about swapped loaders"
     for cb in learn.cbs:
         for nm in dir(type(cb)):
-            if nm.startswith(('before_','after_','cleanup_')) and nm not in _events and callable(getattr(cb, nm)):
-                near = difflib.get_close_matches(nm, _events, 1, 0)[0]
-                warnings.warn(f'{type(cb).__name__}.{nm} is never called, no event has that name: did you mean {near}?')
-        for nm in _steps:
-            if hasattr(cb, nm) and getattr(type(learn), nm) is not getattr(Learner, nm):
-                warnings.warn(f'{type(cb).__name__}.{nm} is never called, as {type(learn).__name__} has its own {nm}: '
-                              'use Learner with TrainCB().')
-    train,valid = getattr(learn.dls, 'train', None),getattr(learn.dls, 'valid', None)
+            if nm in _steps and getattr(type(learn), nm) is not getattr(Learner, nm):
+                why = f'as {type(learn).__name__} has its own {nm}: use Learner with TrainCB()'
+            elif nm.startswith(('before_','after_','cleanup_')) and nm not in _events and callable(getattr(cb, nm)):
+                why = f'no event has that name: did you mean {difflib.get_close_matches(nm, _events, 1, 0)[0]}?'
+            else: continue
+            warnings.warn(f'{type(cb).__name__}.{nm} is never called, {why}')
+    train,valid = (getattr(learn.dls, nm, None) for nm in ('train','valid'))
     if train is not None and _shuffles(valid) and not _shuffles(train):
         warnings.warn('The validation loader shuffles and the training loader does not: are they swapped?')
 
@@ -183,50 +163,46 @@ def _check_pass(learn, kind):
                       'lower the learning rate, and look for bad values in the data.')
     f = learn.loss_func
     if (f is F.nll_loss or type(f).__name__=='NLLLoss') and isinstance(learn.preds, torch.Tensor):
-        total = learn.preds.detach().float().exp().sum(1)
-        if not torch.allclose(total, torch.ones_like(total), atol=.05):
+        if not ((learn.preds.detach().float().exp().sum(1)-1).abs()<.05).all():
             warnings.warn('nll_loss takes log-probabilities, not these predictions: use cross_entropy for logits.')
 
 # %% ../nbs/09_learner.ipynb #610caaf7
 def format_row(row):
+    "The names and numbers of a row of results as text"
     def f(k, v): return f"{v:.{1 if 'seconds' in k else 3}f}" if isinstance(v, float) else str(v)
     return {k.replace('_',' '): f(k, v) for k,v in row.items()}
 
 def print_row(row):
-    "Print the results of an epoch on one line, with the seconds of both passes together"
-    text,last = '',''
-    for k,v in format_row({k: v for k,v in row.items() if not k.endswith('_seconds')}).items():
-        kind,_,nm = k.partition(' ')
-        text += f' {nm} {v}' if kind==last else f'  {k} {v}'
-        last = kind
-    print(f"{text.strip()}  {sum(v for k,v in row.items() if k.endswith('_seconds')):.1f} s", flush=True)
+    "Print a row of results on one line, with the seconds of both passes together"
+    cells = [(k,v) for k,v in format_row(row).items() if not k.endswith(' seconds')]
+    kinds = dict.fromkeys(k.split()[0] for k,_ in cells)
+    text = '  '.join(kind + ''.join(f'{k[len(kind):]} {v}' for k,v in cells if k.startswith(kind)) for kind in kinds)
+    print(f"{text}  {sum(v for k,v in row.items() if k.endswith('_seconds')):.1f} s", flush=True)
 
 # %% ../nbs/09_learner.ipynb #0f9c88ee
+def _objects(os):
+    for o in (os := list(fc.L(os))):
+        if isinstance(o, type): raise TypeError(f'{o.__name__} is a class: pass an object, {o.__name__}().')
+    return os
+
 class Learner:
     "Trains `model` on `dls`; what happens on the way is up to the callbacks"
     def __init__(self, model,
         dls, # `DataLoaders`, or anything with a `train` and a `valid` loader
         loss_func=F.mse_loss, # Called with predictions and targets, returns one number
-        lr=.1,
-        cbs=None, # A callback or a list of them
-        opt_func=optim.SGD, # Called with parameters and learning rate
-        n_inp=1 # How many items of a batch are the model's inputs
+        lr=.1, cbs=None, opt_func=optim.SGD, n_inp=1 # How many items of a batch are the model's inputs
     ):
-        if isinstance(loss_func, type):
-            raise TypeError(f'loss_func is the class {loss_func.__name__}: pass an object, {loss_func.__name__}().')
         fc.store_attr()
-        self.cbs,self.logger = _as_cbs(cbs),print_row
+        self.cbs,self.logger,self.dry_run = _objects(cbs),print_row,False
+        _objects([loss_func])
         self.opt = self.batch = self.preds = self.loss = self._active = None
-        self.dry_run = self._fitting = False
         self.losses,self._busy,self._listening = [],(),{}
 
     def __getstate__(self): return {**vars(self), 'preds': None, 'loss': None}  # tensors of a graph cannot be copied
-    @property
-    def training(self): return self.model.training
-    @property
-    def xb(self): return split_batch(self.batch, self.n_inp)[0]
-    @property
-    def yb(self): return split_batch(self.batch, self.n_inp)[1]
+    training = property(attrgetter('model.training'))
+    history = property(attrgetter('metrics.history'), doc='The rows of `MetricsCB`, one for each epoch')
+    xb = property(lambda self: split_batch(self.batch, self.n_inp)[0])
+    yb = property(lambda self: split_batch(self.batch, self.n_inp)[1])
 
     def callback(self, method_nm):
         if method_nm not in self._listening: self._listening[method_nm] = [
@@ -260,21 +236,13 @@ class Learner:
             raise
 
 # %% ../nbs/09_learner.ipynb #b4
-def _as_cbs(cbs):
-    cbs = list(fc.L(cbs))
-    for cb in cbs:
-        if isinstance(cb, type): raise TypeError(f'{cb.__name__} is a class: pass an object, {cb.__name__}().')
-    return cbs
-
 @fc.patch
 @with_cbs('epoch')
 def _one_epoch(self:Learner):
-    self.iter,self.losses = -1,[]
+    self.iter,self.losses,kind = -1,[],'training' if self.training else 'validation'
     for self.iter,self.batch in enumerate(self.dl): self._one_batch()
-    kind = 'training' if self.training else 'validation'
-    if self.iter<0:
-        raise ValueError(f'The {kind} loader gave no batch: it is empty, or drop_last leaves out its only one. '
-                         'Give it at least one full batch.')
+    if self.iter<0: raise ValueError(f'The {kind} loader gave no batch: it is empty, or drop_last leaves out its '
+                                     'only one. Give it at least one full batch.')
     _check_pass(self, kind)
 
 @fc.patch
@@ -295,38 +263,33 @@ def _fit(self:Learner):
         if self.does_train: torch.enable_grad()(self.one_epoch)(True)
         if self.does_valid: torch.no_grad()(self.one_epoch)(False)
 
-_of_one_fit = 'cbs','logger','_listening','_busy','_active','_fitting'
-
 @fc.patch
-def fit(self:Learner,
-    n_epochs=1, # Passes over the training data; 0 does nothing
+def fit(self:Learner, n_epochs=1,
     train=True, # Train? Without it, nothing is changed
     valid=True, # Validate after each epoch?
-    cbs=None, # Further callbacks for this fit alone
-    lr=None # Learning rate for this fit alone
+    cbs=None, lr=None # More callbacks and the learning rate, both for this fit alone
 ):
     "Train and validate for `n_epochs` epochs"
     if not isinstance(n_epochs, Integral) or n_epochs<0:
         raise ValueError(f'n_epochs is {n_epochs!r}, it has to be a whole number, 0 or more.')
     if n_epochs==0: return
     with nullcontext() if train else no_trace(self):
-        kept = dict(vars(self))
+        ours = 'cbs','logger','_listening','_busy','_active'
+        kept = {k: v for k,v in vars(self).items() if self._busy or k in ours}
         try:
-            own = [cb for cb in self.cbs if not (self._fitting and getattr(cb, 'skip_dry_run', False))]
-            self.cbs,self._listening,self._busy,self._fitting = own+_as_cbs(cbs),{},(*self._busy,self._active),True
+            stay = [cb for cb in self.cbs if not (self._busy and getattr(cb, 'skip_dry_run', False))]
+            self.cbs,self._listening,self._busy = stay+_objects(cbs),{},(*self._busy,self._active)
             self.n_epochs,self.does_train,self.does_valid,self.epoch,self.iter = n_epochs,train,valid,0,-1
             _check_fit(self)
             if train: self.opt = self.opt_func(self.model.parameters(), self.lr if lr is None else lr)
             self._fit()
-        finally:
-            vars(self).update(kept if kept['_fitting'] else {k: kept[k] for k in _of_one_fit})
+        except KeyboardInterrupt as e: raise e.with_traceback(None if fc.IN_NOTEBOOK else e.__traceback__)
+        finally: vars(self).update(kept)
 
 # %% ../nbs/09_learner.ipynb #92a6807f
 class TrainCB(Callback):
     "The usual training step: predict, loss, backward, step, zero the gradients"
-    def __init__(self,
-        n_inp=None # How many items of a batch are the model's inputs; None leaves it to the learner
-    ): self.n_inp = n_inp
+    def __init__(self, n_inp=None): self.n_inp = n_inp # How many inputs; None leaves it to the learner
     def before_fit(self, learn): learn.n_inp = self.n_inp or learn.n_inp
     def predict(self, learn): learn.preds = call_with(learn.model, learn.xb)
     def get_loss(self, learn): learn.loss = call_with(learn.loss_func, learn.yb, learn.preds)
@@ -355,100 +318,75 @@ class MomentumLearner(TrainLearner):
             if p.grad is not None: p.grad *= self.mom
 
 # %% ../nbs/09_learner.ipynb #41ac9a14
-def _keep_module(m):
-    "Mode, parameters, buffers and submodules of `m`; of a lazy module, all of it, for a forward pass changes its class"
-    lazy = any(map(is_lazy, (*m.parameters(False), *m.buffers(False))))
-    cls,training,attrs = type(m),m.training,dict(vars(m)) if lazy else {}
-    dicts = [(d, dict(d)) for k,d in vars(m).items()
-             if isinstance(d, dict) and (lazy or k in ('_parameters','_buffers','_modules'))]
-    def restore():
-        if type(m) is not cls: m.__class__ = cls
-        m.training = training
-        vars(m).update(attrs)
-        for d,was in dicts:
-            d.clear()
-            d.update(was)
-    return restore
+def _put(o, k, v):
+    if getattr(o, k, None) is not v: setattr(o, k, v)
+
+def _refill(d, was):
+    d.clear()
+    d.update(was)
 
 def _keep_tensor(t):
-    "Storage, values, gradient and `requires_grad` of a parameter or buffer"
-    lazy = type(t) if is_lazy(t) else None
-    data,grad = (None if lazy else t.data),t.grad
-    value,grad_value = (None if o is None else o.detach().clone() for o in (data, grad))
-    req = t.requires_grad
+    "Returns a function that puts the parameter or buffer `t` back, in place"
+    cls,data,grad,req = type(t),t.data,t.grad,t.requires_grad
+    value,grad_value = (None if o is None or is_lazy(t) else o.detach().clone() for o in (data, grad))
     def restore():
-        if lazy:
-            t.grad,t.data,t.__class__ = None,t.data.new_empty(0) if not is_lazy(t) else t.data,lazy
-            return
+        if is_lazy(t): return  # no batch has come
         with torch.inference_mode(t.is_inference()), torch.no_grad():
-            if (t.dtype,t.device,t.shape,t.data_ptr())!=(data.dtype,data.device,data.shape,data.data_ptr()):
-                t.grad,t.data = None,data
+            t.grad,t.data = None,data if value is not None else t.data.new_empty(0)
+            if value is None: return _put(t, '__class__', cls)
             if not (t.is_meta or torch.equal(data, value)): data.copy_(value)
-            if t.requires_grad!=req: t.requires_grad_(req)
-            if grad is not None: grad.copy_(grad_value)
-            t.grad = grad
+            t.requires_grad_(req)
+            if grad is not None: t.grad = grad.copy_(grad_value)
     return restore
 
-def _keep_opt(opt):
-    if not hasattr(opt, 'param_groups'):
-        attrs = dict(vars(opt)) if hasattr(opt, '__dict__') else {}
-        return lambda: attrs and vars(opt).update(attrs)
-    state = {p: copy.deepcopy(s) for p,s in opt.state.items()}
-    groups = [(g, {k: list(v) if k=='params' else copy.deepcopy(v) for k,v in g.items()}) for g in opt.param_groups]
-    def restore():
-        opt.state.clear()
-        opt.state.update(state)
-        opt.param_groups[:] = [g for g,_ in groups]
-        for g,saved in groups:
-            g.clear()
-            g.update(saved)
-    return restore
-
-# %% ../nbs/09_learner.ipynb #b12
 _readable = {'batch','preds','loss','losses','dl','epoch','iter','n_epochs','does_train','does_valid','metrics'}
 
-def _keep_fields(learn):
-    "The learner's fields and its loaders; where no fit is under way, what a look saw stays readable"
-    saved,dls = dict(vars(learn)),learn.dls
-    loaders = {nm: getattr(dls, nm) for nm in ('train','valid','test') if hasattr(dls, nm)}
-    def restore():
-        vars(learn).update({k: v for k,v in saved.items() if learn._fitting or k not in _readable})
-        for nm,dl in loaders.items():
-            if getattr(dls, nm) is not dl: setattr(dls, nm, dl)
-    return restore
+def _parts(learn):
+    "What a look may change, with functions that put it back"
+    model,opt,dls = learn.model,learn.opt,learn.dls
+    fields = [k for k in vars(learn) if learn._busy or k not in _readable]
+    modes = [(m, ('__class__','training')) for m in model.modules()]
+    for o,names in [(learn, fields), (dls, ('train','valid','test')), *modes]:
+        for k in names:
+            if hasattr(o, k): yield f'{type(o).__name__}.{k}', partial(_put, o, k, getattr(o, k))
+    for nm,m in model.named_modules():
+        lazy = any(map(is_lazy, (*m.parameters(False), *m.buffers(False))))  # its first batch changes all of it
+        held = vars(m) if lazy else {k: vars(m).get(k) for k in ('_parameters','_buffers','_modules')}
+        for d in (held, *held.values()):
+            if isinstance(d, dict): yield f'module {nm}', partial(_refill, d, dict(d))
+    for nm,t in (*model.named_parameters(), *model.named_buffers()): yield nm, _keep_tensor(t)
+    groups = getattr(opt, 'param_groups', [])
+    memo = {id(p): p for ps in (*(g['params'] for g in groups), opt.state if groups else ()) for p in ps}
+    if groups: yield 'the optimizer', partial(groups.__setitem__, slice(None), [*groups])
+    for d in (opt.state, *groups) if groups else [vars(opt)] if hasattr(opt, '__dict__') else []:
+        yield 'the optimizer', partial(_refill, d, copy.deepcopy(dict(d), memo) if groups else dict(d))
+    if not learn.dry_run: yield 'random states', partial(set_random_state, random_state(dls), dls)
 
+# %% ../nbs/09_learner.ipynb #b12
 class no_trace:
-    "Leave model, optimizer, random states and the fit that is under way as they are, however the block ends"
-    def __init__(self, learn,
-        skip_cbs=False # Leave out the callbacks with `skip_dry_run`, which keep records of a training?
-    ): self.learn,self.skip_cbs = learn,skip_cbs
+    "Leave the learner, random states and the fit under way as they are; `skip_cbs` leaves out those that keep records"
+    def __init__(self, learn, skip_cbs=False): self.learn,self.skip_cbs = learn,skip_cbs
 
     def __enter__(self):
-        learn = self.learn
-        model,dls = learn.model,learn.dls
-        parts = {"the learner's fields": _keep_fields(learn), 'the optimizer': _keep_opt(learn.opt)}
-        parts |= {f'module {nm}': _keep_module(m) for nm,m in model.named_modules()}
-        parts |= {nm: _keep_tensor(t) for nm,t in (*model.named_parameters(), *model.named_buffers())}
-        if not learn.dry_run: parts['random states'] = partial(set_random_state, random_state(dls), dls)
-        self.parts,self.closing,self.late,self.handler = parts,False,None,None
-        handler = signal.getsignal(signal.SIGINT)
-        if callable(handler) and threading.current_thread() is threading.main_thread():
-            self.handler = handler
-            signal.signal(signal.SIGINT, self._interrupt)
+        learn,self.parts,self.closing,self.late = self.learn,[*_parts(self.learn)],False,False
+        self.handler = signal.getsignal(signal.SIGINT)
+        if not callable(self.handler) or threading.current_thread() is not threading.main_thread(): self.handler = None
+        else: signal.signal(signal.SIGINT, self._interrupt)
         learn.dry_run = True
         if self.skip_cbs: learn.cbs = [cb for cb in learn.cbs if not getattr(cb, 'skip_dry_run', False)]
 
-    def _interrupt(self, *args):
-        "The first Ctrl-C ends the block; one that comes while things are put back waits until they are"
-        if self.closing: self.late = args
+    def _interrupt(self, signum, frame):
+        "The first Ctrl-C ends the block; one that comes while things are cleaned up and put back waits until they are"
+        while frame and frame.f_code not in _unbroken: frame = frame.f_back
+        if frame or self.closing: self.late = True
         else:
             self.closing = True
-            self.handler(*args)
+            self.handler(signum, None)
             self.closing = False
 
     def __exit__(self, typ, e, tb):
-        self.closing,failed = True,[]
-        for nm,restore in self.parts.items():
+        failed = []
+        for nm,restore in self.parts:
             try: restore()
             except Exception as err: failed.append(f'{nm} ({type(err).__name__}: {err})')
         if self.handler: signal.signal(signal.SIGINT, self.handler)
@@ -456,19 +394,20 @@ class no_trace:
             msg = f"This look left a trace, it could not restore: {'; '.join(failed)}."
             if e is None: raise RuntimeError(msg)
             e.add_note(msg)
-        if self.late: self.handler(*self.late)
+        if self.late: self.handler(signal.SIGINT, None)
+
+_unbroken = [f.__code__ for f in (no_trace.__enter__, no_trace.__exit__, _finally.__exit__)]
 
 # %% ../nbs/09_learner.ipynb #b21
 @fc.patch
 def show_training_loop(self:Learner, cbs=None):
     "Print the events of a fit, nested, with the callbacks that listen to each, in the order in which they run"
-    loop = ('before_fit before_epoch before_batch predict after_predict get_loss after_loss backward after_backward '
-            'step after_step zero_grad after_batch cleanup_batch after_epoch cleanup_epoch after_fit cleanup_fit')
-    for nm in loop.split():
-        found = [type(cb).__name__ for cb in _listeners(self.cbs+_as_cbs(cbs), nm)]
+    for nm in _events:
+        found = [type(cb).__name__ for cb in _listeners(self.cbs+_objects(cbs), nm)]
         if nm.startswith('cleanup_'): found.reverse()
         if nm in _steps and getattr(type(self), nm) is not getattr(Learner, nm): found = [type(self).__name__]
-        print(f"{'    '*_events.get(nm, 3)}{nm:16}{', '.join(found)}".rstrip())
+        depth = {'fit': 0, 'epoch': 1, 'batch': 2}.get(nm.split('_')[-1], 3)
+        print(f"{'    '*depth}{nm:16}{', '.join(found)}".rstrip())
 
 # %% ../nbs/09_learner.ipynb #f9c14882
 class DeviceCB(Callback):
@@ -484,16 +423,18 @@ class SingleBatchCB(Callback):
 
 # %% ../nbs/09_learner.ipynb #6564baaf
 class Mean:
-    "Weighted mean of the values it is updated with"
+    "Weighted mean of the values it is updated with, which are added up in double precision when somebody asks"
     def __init__(self): self.reset()
-    def reset(self): self.total = self.n = 0
-    def update(self, val, weight=1):
-        if isinstance(val, torch.Tensor):
-            double = torch.float if val.device.type=='mps' else torch.double
-            if not isinstance(self.total, torch.Tensor): self.total = torch.zeros((), dtype=double, device=val.device)
-            self.total = torch.add(self.total, val, alpha=weight)
-        else: self.total += val*weight
-        self.n += weight
+    def reset(self): self.sums,self.n = [],0
+    def update(self, val, weight=1, n=None): # `n` items, where `val` is a sum over them; None is `weight`
+        self.sums.append((val, weight))
+        self.n += weight if n is None else n
+    @property
+    def total(self):
+        vals,weights = zip(*self.sums or [(0,0)])
+        return torch.stack([*map(torch.as_tensor, vals)]).cpu().double() @ torch.tensor(weights).double()
+    @total.setter
+    def total(self, val): self.sums = [(val, 1)]
     def compute(self): return self.total/self.n if self.n else math.nan
 
 class Accuracy(Mean):
@@ -503,24 +444,20 @@ class Accuracy(Mean):
         if not fits or target.is_floating_point():
             raise ValueError('Accuracy compares scores of shape (n,classes,...), two classes or more, with labels '
                              f'of shape (n,...), but got {_describe(preds)} and {_describe(target)}.')
-        self.total += (top==target).sum()
-        self.n += target.numel()
+        super().update((top==target).sum(), n=target.numel())
 
 # %% ../nbs/09_learner.ipynb #e28756d2
 def _metric_args(metrics, preds, targs):
-    if not metrics: return {}
+    "Predictions and targets for each metric: all of them where there is one output, else its own"
     if isinstance(targs, (tuple,list)) and len(targs)==1 and isinstance(targs[0], (Mapping,tuple,list)): targs, = targs
     if isinstance(preds, torch.Tensor):
-        return dict.fromkeys(metrics, (preds, *(targs.values() if isinstance(targs, Mapping) else targs)))
+        return [(preds, *(targs.values() if isinstance(targs, Mapping) else targs))]*len(metrics)
     named = isinstance(preds, Mapping)
-    keys = dict(zip(metrics, metrics if named else range(len(preds))))
-    if named and metrics.keys()-preds.keys() or not named and len(metrics)!=len(preds):
-        outs,how = (', '.join(preds),'by its name') if named else (len(preds),'in their order')
-        raise ValueError(f"The model's outputs are {outs}, the metrics {', '.join(metrics)}: "
-                         f'give one metric for each output, {how}.')
-    return {nm: (preds[k], targs[k]) for nm,k in keys.items()}
-
-def _number(v): return v.item() if getattr(v, 'numel', lambda: 0)()==1 else v
+    keys,outs = (metrics,', '.join(preds)) if named else (range(len(preds)),len(preds))
+    if len(metrics)!=len(keys) or named and metrics.keys()-preds.keys():
+        raise ValueError(f"The model's outputs are {outs}, the metrics {', '.join(metrics)}: give one metric for each "
+                         f"output, {'by its name' if named else 'in their order'}.")
+    return [(preds[k], targs[k]) for k in keys]
 
 # %% ../nbs/09_learner.ipynb #c9
 class MetricsCB(Callback):
@@ -529,13 +466,11 @@ class MetricsCB(Callback):
     def __init__(self, *ms, **metrics): # Metrics, which go by the name of their class, and metrics by name
         for m in ms:
             nm = fc.camel2snake(type(m).__name__)
-            if nm in metrics:
-                raise ValueError(f'Two metrics are called {nm}: pass them by name, MetricsCB(first=..., second=...).')
+            if nm in metrics: raise ValueError(f'Two metrics are called {nm}: pass them by name, MetricsCB(one=...).')
             metrics[nm] = m
         for nm,m in metrics.items():
-            if lacks := [o for o in ('update','compute','reset') if not callable(getattr(m, o, None))]:
-                raise TypeError(f"The metric {nm} ({m!r}) lacks {', '.join(lacks)}: metrics need update, compute and "
-                                "reset, as miniai's Accuracy() has.")
+            lacks = ', '.join(o for o in ('update','compute','reset') if not callable(getattr(m, o, None)))
+            if lacks: raise TypeError(f'The metric {nm} ({m!r}) lacks {lacks}: metrics need update, compute and reset.')
         self.metrics,self.loss = metrics,Mean()
         self.history,self.row,self.trained = [],{},0
     def state_dict(self): return {'history': self.history, 'trained': self.trained}
@@ -544,137 +479,102 @@ class MetricsCB(Callback):
     def before_fit(self, learn):
         learn.metrics,self.row = self,{}
         self.trained = max((r['epoch'] for r in self.history), default=0)  # epochs of earlier fits
-        for m in self.metrics.values():
-            p = next(learn.model.parameters(), None)
-            if hasattr(m, 'to') and p is not None: m.to(p.device)
+        for p in [*learn.model.parameters()][:1]:
+            for m in self.metrics.values(): getattr(m, 'to', fc.noop)(p.device)
     def before_epoch(self, learn):
         if learn.training or not learn.does_train: self.row = {}
         for m in (self.loss, *self.metrics.values()): m.reset()
         self.start = time.perf_counter()
     def after_batch(self, learn):
-        args = _metric_args(self.metrics, map_batch(torch.Tensor.detach, learn.preds), learn.yb)
-        for nm,m in self.metrics.items(): m.update(*args[nm])
-        self.loss.update(learn.losses[-1], len(_tensors(learn.batch)[0]))
+        if self.metrics:
+            args = _metric_args(self.metrics, map_batch(torch.Tensor.detach, learn.preds), learn.yb)
+            for m,arg in zip(self.metrics.values(), args): m.update(*arg)
+        self.loss.update(learn.losses[-1], _tensors(learn.batch)[0].shape[0])
     def after_epoch(self, learn):
-        res = {nm: _number(m.compute()) for nm,m in {'loss': self.loss, **self.metrics}.items()}
-        res['seconds'] = time.perf_counter()-self.start
+        res = {nm: m.compute() for nm,m in {'loss': self.loss, **self.metrics}.items()}
+        res = {nm: v.item() if getattr(v, 'numel', lambda: 0)()==1 else v for nm,v in res.items()}
         kind,new = 'train' if learn.training else 'valid',not self.row
         self.row['epoch'] = self.trained + (learn.epoch+1 if learn.does_train else 0)
-        self.row |= {f'{kind}_{nm}': v for nm,v in res.items()}
+        self.row |= {f'{kind}_{nm}': v for nm,v in (*res.items(), ('seconds', time.perf_counter()-self.start))}
         if new: self.history.append(self.row)
     def cleanup_epoch(self, learn):
         if self.row and not (learn.training and learn.does_valid): learn.logger(self.row)
 
-@fc.patch(as_prop=True)
-def history(self:Learner)->list:
-    "The rows of `MetricsCB`, one for each epoch"
-    return self.metrics.history
-
 # %% ../nbs/09_learner.ipynb #f52b01b1
-class _Lines:
-    "Progress in a log file: the rows alone"
-    def __init__(self, n_epochs): pass
-    def bar(self, text, done, left): pass
-    def row(self, row): print_row(row)
-    def plot(self, losses, valid): pass
-    def close(self): pass
-
-class _Terminal(_Lines):
-    "Progress in a terminal: a tqdm bar with the rows above it"
-    def __init__(self, n_epochs):
-        from tqdm import tqdm
-        self.pbar = tqdm(total=1., leave=False, bar_format='{desc} {bar} {percentage:3.0f}%')
-    def bar(self, text, done, left):
-        self.pbar.n = done
-        self.pbar.set_description_str(f'{text}{left}')
-    def row(self, row):
-        with self.pbar.external_write_mode(): print_row(row)
-    def close(self): self.pbar.close()
-
-class _Notebook(_Lines):
+class _Notebook:
     "Progress in a notebook: bar and table in one output, the plot in another, both updated; they keep their height"
-    def __init__(self, n_epochs): self.n_epochs,self.rows,self.out,self.fig,self.status = n_epochs,[],None,None,''
-    def show(self):
+    def __init__(self, n_epochs): self.height,self.bar,self.rows,self.outs = 1.9*n_epochs+4,'',[],{}
+    def _show(self, nm, o, **kwargs):
         from IPython.display import display
-        cells = lambda tag,vals: '<tr>' + ''.join(f'<{tag}>{v}</{tag}>' for v in vals) + '</tr>'
-        table = ''.join([*(cells('th', r) for r in self.rows[-1:]), *(cells('td', r.values()) for r in self.rows)])
-        height = f'{1.9*self.n_epochs+4:.0f}em'
-        html = f'<div style="min-height:{height}">{self.status or "<br>"}<table>{table}</table></div>'
-        text = '\n'.join('  '.join(f'{k} {v}' for k,v in r.items()) for r in self.rows)
-        data = {'text/html': html, 'text/plain': text or 'training'}
-        if self.out: self.out.update(data, raw=True)
-        else: self.out = display(data, raw=True, display_id=True)
-    def bar(self, text, done, left):
-        self.status = f'<progress value={done:.4f} max=1></progress> {text}{left}'
-        self.show()
+        if nm in self.outs: self.outs[nm].update(o, **kwargs)
+        else: self.outs[nm] = display(o, display_id=True, **kwargs)
     def row(self, row):
         self.rows.append(format_row(row))
-        self.show()
+        self.table()
+    def table(self, bar=None, losses=(), valid=()):
+        self.bar = bar or self.bar
+        heads = ''.join(f'<th>{k}</th>' for r in self.rows[-1:] for k in r)
+        cells = '</tr><tr>'.join(''.join(f'<td>{v}</td>' for v in r.values()) for r in [{}, *self.rows])
+        html = f'<div style="min-height:{self.height:.0f}em">{self.bar}<table><tr>{heads}{cells}</tr></table></div>'
+        text = '\n'.join('  '.join(f'{k} {v}' for k,v in r.items()) for r in self.rows)
+        self._show('table', {'text/html': html, 'text/plain': text or 'training'}, raw=True)
+        if losses: self.plot(losses, valid)
     def plot(self, losses, valid):
-        from IPython.display import Image, display
-        from matplotlib.figure import Figure
-        fig = Figure(figsize=(6,3), layout='constrained')
-        ax = fig.subplots()
-        ax.plot(losses, label='training, each batch', alpha=.7)
+        from matplotlib import pyplot as plt
+        fig,ax = plt.subplots(figsize=(6,3), layout='constrained')
+        ax.plot(torch.stack(losses).float().cpu(), label='training, each batch', alpha=.7)
         if valid: ax.plot(*zip(*valid), 'o-', label='validation, each epoch')
         ax.set(title='Loss', xlabel='training batch', ylabel='loss')
         ax.legend()
-        buf = BytesIO()
-        fig.savefig(buf, format='png', dpi=90)
-        im = Image(buf.getvalue(), alt='Loss over the training batches')
-        if self.fig: self.fig.update(im)
-        else: self.fig = display(im, display_id=True)
-    def close(self):
-        self.status = ''
-        self.show()
+        plt.close(fig)
+        self._show('plot', fig)
 
-_views = {'notebook': _Notebook, 'terminal': _Terminal, 'lines': _Lines}
+_len = length_hint  # the number of batches, or 0 where a loader does not know it
 
 # %% ../nbs/09_learner.ipynb #c19
-def _len(dl):
-    "Number of batches, or None where the loader does not know"
-    try: return len(dl)
-    except TypeError: return None
-
 class ProgressCB(Callback):
     "Shows how far a fit is, how long it will take, and its rows of results"
     order,skip_dry_run = MetricsCB.order+1,True
+    modes = 'notebook','terminal','lines'
     def __init__(self,
         plot=False, # Draw the loss as it falls? In notebooks only
-        mode=None, # `notebook`, `terminal` or `lines`; None finds out
-        every=.5 # Seconds between two drawings, at least
+        mode=None, every=.5 # One of `modes`, None finds out; seconds between two drawings, at least
     ):
-        if mode not in (None, *_views):
-            raise ValueError(f"mode is {mode!r}, it has to be one of {', '.join(_views)}, or None.")
-        self.plot,self.mode,self.every,self.view = plot,mode,every,None
-        self.losses,self.valid = [],[]
+        if mode not in (None, *self.modes):
+            raise ValueError(f"mode is {mode!r}, it has to be one of {', '.join(self.modes)}, or None.")
+        self.plot,self.mode,self.every,self.view,self.losses,self.valid = plot,mode,every,None,[],[]
 
     def before_fit(self, learn):
+        from tqdm import tqdm
         mode = self.mode or ('notebook' if fc.IN_NOTEBOOK else 'terminal' if sys.stdout.isatty() else 'lines')
-        self.view,self.shown,self.losses,self.valid = _views[mode](learn.n_epochs),0.,[],[]
-        self.n,self.start,self.first = 0,time.perf_counter(),learn.epoch
+        self.notebook = _Notebook(learn.n_epochs) if mode=='notebook' else None
+        self.view = tqdm(total=1., leave=False, disable=mode!='terminal', bar_format='{desc} {bar} {percentage:3.0f}%')
+        sizes = [_len(getattr(learn.dls, nm, None)) for nm in ['train']*learn.does_train + ['valid']*learn.does_valid]
+        self.total = sum(sizes)*(learn.n_epochs-learn.epoch) if all(sizes) else 0
+        self.n,self.shown,self.losses,self.valid,self.start = 0,0.,[],[],time.perf_counter()
         learn.logger = self.row
     def row(self, row):
         if 'valid_loss' in row: self.valid.append((len(self.losses), row['valid_loss']))
-        self.view.row(row)
+        if self.notebook: return self.notebook.row(row)
+        with self.view.external_write_mode(): print_row(row)
     def after_batch(self, learn):
         self.n += 1
         if learn.training and learn.losses: self.losses.append(learn.losses[-1])
-        if time.perf_counter()-self.shown>self.every: self._draw(learn)
-    def after_epoch(self, learn): self._draw(learn)
-    def _draw(self, learn):
+        if time.perf_counter()-self.shown>self.every: self.after_epoch(learn)
+    def after_epoch(self, learn):
         self.shown = time.perf_counter()
-        passes = ('train',learn.does_train),('valid',learn.does_valid)
-        sizes = [_len(getattr(learn.dls, nm)) for nm,does in passes if does]
-        done = self.n/(sum(sizes)*(learn.n_epochs-self.first)) if all(sizes) else 0
-        secs = (self.shown-self.start)*(1/done-1) if done else 0
-        left = f', {int(secs/60)}:{int(secs%60):02} left' if 0<done<1 else ''
-        loss = f', loss {learn.loss.item():.3f}' if learn.training and learn.loss is not None else ''
-        kind = 'training' if learn.training else 'validating'
-        self.view.bar(f'epoch {learn.epoch+1}/{learn.n_epochs}, {kind}{loss}', min(done, 1), left)
-        if self.plot and self.losses: self.view.plot(torch.stack(self.losses).float().cpu(), self.valid)
+        self.view.n = done = min(self.n/self.total, 1) if self.total else 0
+        text = f"epoch {learn.epoch+1}/{learn.n_epochs}, {'training' if learn.training else 'validating'}"
+        if learn.training and learn.loss is not None: text += f', loss {learn.loss.item():.3f}'
+        if 0<done<1: text += f', {self.view.format_interval((self.shown-self.start)*(1/done-1))} left'
+        self.view.set_description_str(text)
+        self._in_notebook(f'<progress value={done:.4f} max=1></progress> {text}')
+    def _in_notebook(self, bar):
+        if self.notebook: self.notebook.table(bar, self.losses if self.plot else (), self.valid)
     def cleanup_fit(self, learn):
-        if self.view: self.view.close()
+        if self.view is None: return
+        self.view.close()
+        self._in_notebook('<br>')
         self.view = None
 
 # %% ../nbs/09_learner.ipynb #c24
@@ -685,8 +585,8 @@ def plot_history(history):
     fig,axs = get_grid(len(cols), 1, figsize=(4.5*len(cols),3.2))
     for ax,nm in zip(axs, cols):
         for kind,label in ('train','training'), ('valid','validation'):
-            rows = [r for r in history if f'{kind}_{nm}' in r]
-            if rows: ax.plot([r['epoch'] for r in rows], [r[f'{kind}_{nm}'] for r in rows], 'o-', label=label)
+            rows = [(r['epoch'], r[f'{kind}_{nm}']) for r in history if f'{kind}_{nm}' in r]
+            if rows: ax.plot(*zip(*rows), 'o-', label=label)
         ax.set(title=nm.capitalize(), xlabel='epoch', ylabel=nm)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()
@@ -694,20 +594,14 @@ def plot_history(history):
 
 # %% ../nbs/09_learner.ipynb #ac562257
 class LRFinderCB(Callback):
-    "Raises the learning rate batch by batch until the loss explodes"
-    def __init__(self,
-        gamma=1.3, # Factor from batch to batch, above 1
-        max_mult=3, # Stop at this multiple of the lowest loss
-        start_lr=1e-5, # First rate
-        end_lr=10. # Last rate
-    ):
+    "Multiplies the rate by `gamma` after each batch, up to `end_lr` or until the loss is `max_mult` times its lowest"
+    def __init__(self, gamma=1.3, max_mult=3, start_lr=1e-5, end_lr=10.):
         if not gamma>1: raise ValueError(f'gamma is {gamma}, it has to be above 1 for the rate to rise.')
         if not 0<start_lr<end_lr:
             raise ValueError(f'Rates have to satisfy 0 < start_lr < end_lr, got {start_lr} and {end_lr}.')
         fc.store_attr()
     def before_fit(self, learn):
-        self.lrs,self.losses,self.best = [],[],math.inf
-        groups = learn.opt.param_groups
+        self.lrs,self.losses,groups = [],[],learn.opt.param_groups
         top = max(g['lr'] for g in groups)
         for g in groups: g['lr'] = self.start_lr*(g['lr']/top if top else 1)
     def after_batch(self, learn):
@@ -715,37 +609,36 @@ class LRFinderCB(Callback):
         if not math.isfinite(loss): raise CancelFitException()
         self.lrs.append(lr)
         self.losses.append(loss)
-        self.best = min(loss, self.best)
-        if loss>self.best+abs(self.best)*(self.max_mult-1) or lr*self.gamma>self.end_lr: raise CancelFitException()
+        low = min(self.losses)
+        if loss>low+abs(low)*(self.max_mult-1) or lr*self.gamma>self.end_lr: raise CancelFitException()
         for g in learn.opt.param_groups: g['lr'] *= self.gamma
 
 # %% ../nbs/09_learner.ipynb #014dd176
 class LRFind:
     "What the learning rate finder saw: `lrs`, `losses`, and the suggestions `steep` and `valley`"
     def __init__(self, lrs, losses):
-        if len(lrs)<5: raise ValueError(f'The finder got only {len(lrs)} finite losses, it needs 5: lower start_lr, '
-                                        'or allow more epochs.')
+        n,w = len(lrs),.6**np.arange(len(lrs))
+        if n<5: raise ValueError(f'The finder got only {n} finite losses, it needs 5: lower start_lr, or allow more '
+                                 'epochs.')
         self.lrs,self.losses,self.fig = lrs,losses,None
-        self.smooth = _smooth(losses)
-        low = max(int(np.argmin(self.smooth)), 2)
-        top = self.smooth[:low].max()
-        begin = max(i for i in range(low) if self.smooth[i]>=top-.05*max(0, top-self.smooth[low]))
-        slopes = np.gradient(self.smooth[begin:low+1], np.log(lrs[begin:low+1]))
-        self.steep = lrs[begin+int(np.argmin(slopes))]
+        self.smooth = smooth = np.convolve(losses, w)[:n]/w.cumsum()
+        low = max(int(smooth.argmin()), 2)
+        top = smooth[:low].max()
+        begin = max(i for i in range(low) if smooth[i]>=top-.05*max(0, top-smooth[low]))
+        self.steep = lrs[begin+int(np.gradient(smooth[begin:low+1], np.log(lrs[begin:low+1])).argmin())]
         self.valley = lrs[begin+round((low-begin)*2/3)]
     def plot(self, ax=None):
         "Draw the curve with both suggestions marked, on `ax` or on a new figure"
-        import matplotlib.pyplot as plt
+        from matplotlib import pyplot as plt
         if ax is None: ax = plt.subplots(figsize=(6,3.5), layout='constrained')[1]
         self.fig = ax.figure
         ax.plot(self.lrs, self.losses, color='C0', alpha=.35, label='loss of each batch')
         ax.plot(self.lrs, self.smooth, color='C0', label='smoothed')
-        for nm,col in ('steep','C1'),('valley','C3'):
-            lr = getattr(self, nm)
+        for nm,lr,col in ('steep',self.steep,'C1'),('valley',self.valley,'C3'):
             ax.plot(lr, self.smooth[self.lrs.index(lr)], 'o', color=col, ms=9, label=f'{nm}: {lr:.2g}')
         lo,hi = self.smooth.min(),self.smooth[:self.smooth.argmin()+1].max()
-        ax.set(xscale='log', ylim=(lo-.1*(hi-lo), hi+.5*(hi-lo)) if hi>lo else None, title='Learning rate finder',
-               xlabel='learning rate (log scale)', ylabel='loss')
+        ax.set(xscale='log', xlabel='learning rate (log scale)', ylabel='loss', title='Learning rate finder',
+               ylim=(lo-.1*(hi-lo), hi+.5*(hi-lo)) if hi>lo else None)
         ax.legend()
         return ax
     def _ipython_display_(self):
@@ -755,24 +648,15 @@ class LRFind:
     def __repr__(self): return (f'LRFind(valley={self.valley:.3g}, steep={self.steep:.3g}; {len(self.lrs)} rates '
                                 f'from {self.lrs[0]:.2g} to {self.lrs[-1]:.2g})')
 
-def _smooth(losses, beta=.6):
-    w = beta**np.arange(len(losses))
-    return np.convolve(losses, w)[:len(losses)]/w.cumsum()
-
 # %% ../nbs/09_learner.ipynb #811daedb
 @fc.patch
 @fc.delegates(LRFinderCB)
-def lr_find(self:Learner,
-    max_epochs=None, # Passes over the data, at most; None allows as many as reach `end_lr`
-    show=True, # Draw the curve?
-    **kwargs
-)->LRFind: # Rates, losses and suggestions
-    "Try out learning rates from `start_lr` upward; the learner is left as it was"
-    finder = LRFinderCB(**kwargs)
-    if max_epochs is None:
-        steps = math.log(finder.end_lr/finder.start_lr)/math.log(finder.gamma)+2
-        max_epochs = math.ceil(steps/max(1, _len(self.dls.train) or 1))
-    with no_trace(self, skip_cbs=True): self.fit(max_epochs, valid=False, cbs=finder)
-    res = LRFind(finder.lrs, finder.losses)
+def lr_find(self:Learner, max_epochs=None, show=True, **kwargs)->LRFind: # None passes over the data as often as needed
+    "Try out learning rates from `start_lr` to `end_lr` and show their losses; the learner is left as it was"
+    cb = LRFinderCB(**kwargs)
+    steps = math.log(cb.end_lr/cb.start_lr, cb.gamma)+2
+    epochs = max_epochs or math.ceil(steps/(_len(self.dls.train) or 1))
+    with no_trace(self, skip_cbs=True): self.fit(epochs, valid=False, cbs=cb)
+    res = LRFind(cb.lrs, cb.losses)
     if show: res.plot()
     return res
