@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn, optim
-from miniai.core import keep_freed_memory, set_seed, to_device, def_device
+from miniai.core import def_device, keep_freed_memory, set_seed
 from miniai.datasets import DataLoaders, fashion_mnist, fashion_tensors, inplace, tensor_images
 from miniai.learner import Accuracy, DeviceCB, MetricsCB, ProgressCB, TrainLearner
 
@@ -163,12 +163,14 @@ def loops(rounds=ROUNDS, seconds=1.5):
             if nm!='fastai': assert abs(loss-losses['bare'])<1e-3, f'{nm} computes something else'
         for nm in fs:
             ratio,middle = spread([a/b for a,b in zip(times[nm], times['bare'])])
-            rows.append(dict(step_ms=round(statistics.median(times['bare']), 2), library=nm, times_bare=ratio, middle=middle,
-                             extra_us=round(1e3*(statistics.median(times[nm])-statistics.median(times['bare'])))))
+            mine,base = (statistics.median(times[k]) for k in (nm,'bare'))
+            rows.append(dict(step_ms=round(base, 2), library=nm, times_bare=ratio, middle=middle,
+                             extra_us=round(1e3*(mine-base))))
             print(rows[-1], flush=True)
     versions = {nm: importlib.metadata.version(pkg) for nm,pkg in packages.items() if nm in fs}
     df = save('loops', rows, versions=versions)
-    ax = df.pivot(index='library', columns='step_ms', values='times_bare').loc[list(fs)[::-1]].plot.barh(figsize=(7,4))
+    wide = df.pivot(index='library', columns='step_ms', values='times_bare').loc[list(fs)[::-1]]
+    ax = wide.plot.barh(figsize=(7,4))
     ax.set(title='Time of a training step, in times of a bare loop', xlabel='times a bare loop', ylabel='')
     ax.axvline(1, color='gray', lw=1)
     ax.legend(title='bare step, ms')
@@ -189,7 +191,8 @@ def loading(rounds=5):
         return DataLoaders.from_dd(tds, bs, num_workers=workers).train
     splits = {k: tuple(t[:n] for t in v) for k,v in fashion_tensors().items()}
     fast = DataLoaders.from_tensors(splits, bs).train
-    ways = {f'with_transform, {w} workers': from_dd(w) for w in (0,2)} | {'tensors': fast, 'tensors, crop and flip': fast}
+    ways = {f'with_transform, {w} workers': from_dd(w) for w in (0,2)}
+    ways |= {'tensors': fast, 'tensors, crop and flip': fast}
     times = {nm: [] for nm in ways}
     for r in range(rounds+1):
         for nm,dl in ways.items():
@@ -231,8 +234,8 @@ def models(rounds=3):
                 res = subprocess.run(cmd, capture_output=True, text=True, check=True)
                 times[way].append(float(res.stdout.split()[-1]))
         les,our = (statistics.median(times[way]) for way in times)
-        rows.append(dict(model=nm, lesson_s_an_epoch=round(les, 1), ours_s_an_epoch=round(our, 1), times_faster=round(les/our, 2),
-                         ratios=[round(a/b, 2) for a,b in zip(*times.values())]))
+        rows.append(dict(model=nm, lesson_s_an_epoch=round(les, 1), ours_s_an_epoch=round(our, 1),
+                         times_faster=round(les/our, 2), ratios=[round(a/b, 2) for a,b in zip(*times.values())]))
         print(rows[-1], flush=True)
     save('models', rows)
 

@@ -41,6 +41,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'miniai.accel._PatchConv': ('accel.html#_patchconv', 'miniai/accel.py'),
                               'miniai.accel._PatchConv.backward': ('accel.html#_patchconv.backward', 'miniai/accel.py'),
                               'miniai.accel._PatchConv.forward': ('accel.html#_patchconv.forward', 'miniai/accel.py'),
+                              'miniai.accel._add_step': ('accel.html#_add_step', 'miniai/accel.py'),
                               'miniai.accel._take_grads': ('accel.html#_take_grads', 'miniai/accel.py'),
                               'miniai.accel.amp_dtype': ('accel.html#amp_dtype', 'miniai/accel.py'),
                               'miniai.accel.fast_layers': ('accel.html#fast_layers', 'miniai/accel.py')},
@@ -433,6 +434,9 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'miniai.sgd.HasLearnCB': ('sgd.html#haslearncb', 'miniai/sgd.py'),
                             'miniai.sgd.HasLearnCB.before_fit': ('sgd.html#haslearncb.before_fit', 'miniai/sgd.py'),
                             'miniai.sgd.HasLearnCB.cleanup_fit': ('sgd.html#haslearncb.cleanup_fit', 'miniai/sgd.py'),
+                            'miniai.sgd.Muon': ('sgd.html#muon', 'miniai/sgd.py'),
+                            'miniai.sgd.Muon.__init__': ('sgd.html#muon.__init__', 'miniai/sgd.py'),
+                            'miniai.sgd.Muon.step': ('sgd.html#muon.step', 'miniai/sgd.py'),
                             'miniai.sgd.OneCycle': ('sgd.html#onecycle', 'miniai/sgd.py'),
                             'miniai.sgd.OneCycle.__init__': ('sgd.html#onecycle.__init__', 'miniai/sgd.py'),
                             'miniai.sgd.RecorderCB': ('sgd.html#recordercb', 'miniai/sgd.py'),
@@ -454,4 +458,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'miniai.sgd.fit_one_cycle': ('sgd.html#fit_one_cycle', 'miniai/sgd.py'),
                             'miniai.sgd.group_lr': ('sgd.html#group_lr', 'miniai/sgd.py'),
                             'miniai.sgd.group_mom': ('sgd.html#group_mom', 'miniai/sgd.py'),
-                            'miniai.sgd.lin_anneal': ('sgd.html#lin_anneal', 'miniai/sgd.py')}}}
+                            'miniai.sgd.lin_anneal': ('sgd.html#lin_anneal', 'miniai/sgd.py'),
+                            'miniai.sgd.orthogonalize': ('sgd.html#orthogonalize', 'miniai/sgd.py')}}}

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .core import def_device, map_batch, random_state, set_random_state, to_device
-from .learner import _len, _tensors, Callback, CancelBatchException, DeviceCB, Mean, MetricsCB, ProgressCB
+from .learner import (_len, _tensors, Callback, CancelBatchException, DeviceCB, Learner, Mean, MetricsCB,
+                            ProgressCB, TrainCB)
 
 # %% ../nbs/16_accel.ipynb #a16amp00
 def amp_dtype(device=None)->torch.dtype|None:
@@ -24,11 +25,19 @@ def amp_dtype(device=None)->torch.dtype|None:
     if query and any(query().get(o) for o in ('avx512_bf16','amx_bf16','bf16')): return torch.bfloat16
 
 # %% ../nbs/16_accel.ipynb #a16mp003
+def _add_step(learn, n_inp):
+    "Let a plain `Learner` take the usual step, as the course's callbacks for this do"
+    learn.n_inp = n_inp or learn.n_inp
+    if type(learn).predict is Learner.predict and not any(hasattr(cb, 'predict') for cb in learn.cbs):
+        learn.cbs.append(TrainCB())
+
 class MixedPrecision(Callback):
     "Computes predictions and loss in half precision; weights, gradients and optimizer stay in float32"
     order = DeviceCB.order+10
-    def __init__(self, dtype=None): self.dtype = dtype # None asks `amp_dtype`; torch.float32 switches it off
+    def __init__(self, dtype=None, n_inp=None): # None asks `amp_dtype`; torch.float32 switches it off
+        self.dtype,self.n_inp = dtype,n_inp
     def before_fit(self, learn):
+        _add_step(learn, self.n_inp)
         self.device = next(learn.model.parameters(), torch.empty(0)).device.type
         self.half = self.dtype or amp_dtype(self.device)
         learn.amp,learn.scaler = ExitStack(),torch.amp.GradScaler(self.device, enabled=self.half==torch.float16)
@@ -145,14 +154,20 @@ class EMACB(Callback):
 class AccelerateCB(Callback):
     "Trains in several processes, each on its part of every batch; `kwargs` go to Hugging Face's `Accelerator`"
     order = DeviceCB.order-10
-    def __init__(self, mixed_precision='no', **kwargs):
+    def __init__(self, n_inp=None, mixed_precision='no', **kwargs): # `bf16` and `fp16` add `MixedPrecision`
         from accelerate import Accelerator
-        if mixed_precision!='no': raise ValueError('Precision is the work of MixedPrecision: add it to cbs as well.')
+        halves = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)
+        if mixed_precision not in halves: raise ValueError(f'mixed_precision is {mixed_precision!r}: take {[*halves]}.')
         self.acc,self.ddp = Accelerator(mixed_precision='no', **kwargs),None
+        self.n_inp,self.half = n_inp,halves[mixed_precision]
         self.i,self.n = self.acc.process_index,self.acc.num_processes
     def _alone(self, learn): return self.n==1 or learn.dry_run
     def before_fit(self, learn):
         learn.model.to(self.acc.device)
+        _add_step(learn, self.n_inp)
+        if self.half:
+            learn.cbs.append(half := MixedPrecision(self.half))
+            half.before_fit(learn)
         if self._alone(learn): return
         self.means = [m for cb in learn.cbs if isinstance(cb, MetricsCB)
                       for m in (cb.loss, *cb.metrics.values()) if not hasattr(m, 'sync')]  # torchmetrics have it

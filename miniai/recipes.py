@@ -23,7 +23,8 @@ from .learner import Accuracy, Callback, DeviceCB, Learner, MetricsCB, ProgressC
 from .init import BatchTransformCB, Normalize, init_weights
 from .sgd import BatchSchedCB, OneCycle
 from .resnet import base_model, conv_model, resnet
-from .augment import RandCopy, RandCrop, RandErase, RandFlip, model2, model3, model4, plot_mistakes, tfm_batch, wide
+from .augment import RandCopy, RandCrop, RandErase, RandFlip, plot_mistakes, tfm_batch
+from .augment import model2, model3, model4, wide
 from .checkpoint import CheckpointCB, atomic, differences, digest, load_safely, rank_distrib, save_safely
 from .accel import AccelerateCB, MixedPrecision, amp_dtype, fast_layers
 
@@ -229,7 +230,8 @@ def _write_run(learn, identity, changes, commit):
                      state=to_cpu(learn.model.state_dict())), run/'model.pt')
     small = {k: v.to(torch.uint8 if k=='targs' else torch.half).cpu().numpy() for k,v in preds.items()}
     figs = {k: fig for k,fig in (('history', plot_history(rows)), ('mistakes', plot_mistakes(learn))) if fig}
-    files = {'preds.npz': partial(np.savez_compressed, **small), 'log.csv': pd.DataFrame(rows).set_index('epoch').to_csv}
+    log = pd.DataFrame(rows).set_index('epoch')
+    files = {'preds.npz': partial(np.savez_compressed, **small), 'log.csv': log.to_csv}
     files |= {f'{k}.png': partial(fig.savefig, dpi=110) for k,fig in figs.items()}
     files['result.json'] = lambda f: f.write_text(json.dumps(learn.result, allow_nan=False)+'\n')
     for nm,write in files.items():

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['anneals', 'cos_anneal', 'lin_anneal', 'Schedule', 'CosineAnnealing', 'OneCycle', 'BaseSchedCB', 'BatchSchedCB',
-           'EpochSchedCB', 'group_lr', 'group_mom', 'RecorderCB', 'fit_one_cycle', 'HasLearnCB']
+           'EpochSchedCB', 'group_lr', 'group_mom', 'RecorderCB', 'fit_one_cycle', 'HasLearnCB', 'orthogonalize',
+           'Muon']
 
 # %% ../nbs/12_sgd.ipynb #195c0b74
 import math, torch, fastcore.all as fc
@@ -177,3 +178,28 @@ class HasLearnCB(Callback):
         if self.learn is None: self.learn,self.dry = learn,learn.dry_run
     def cleanup_fit(self, learn):
         if learn.dry_run==self.dry: self.learn = None
+
+# %% ../nbs/12_sgd.ipynb #c12muon7
+def orthogonalize(g, steps=5):
+    "The matrix `g` with all its singular values near 1, by Newton-Schulz iteration in bfloat16"
+    x = g.bfloat16()/g.norm().clamp_min(1e-7)
+    if len(x)>x.shape[1]: return orthogonalize(g.T, steps).T
+    for _ in range(steps):
+        a = x@x.T
+        x = 3.4445*x + (2.0315*a@a - 4.775*a)@x
+    return x.to(g.dtype)
+
+class Muon(torch.optim.Optimizer):
+    "Momentum, with orthogonal steps for the weights of convolutions, which are kept at the same scale"
+    def __init__(self, params, lr=.1, momentum=.6): super().__init__(params, dict(lr=lr, momentum=momentum))
+    @torch.no_grad()
+    def step(self):
+        for g in self.param_groups:
+            for p in (p for p in g['params'] if p.grad is not None):
+                avg = self.state[p].setdefault('avg', torch.zeros_like(p))
+                avg.mul_(g['momentum']).add_(p.grad)
+                step = p.grad.add(avg, alpha=g['momentum'])
+                if p.ndim==4:
+                    p.mul_(len(p)**.5/p.norm())
+                    step = orthogonalize(step.flatten(1)).view_as(p)
+                p.sub_(step, alpha=g['lr'])

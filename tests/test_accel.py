@@ -457,4 +457,20 @@ def test_one_process_needs_no_launcher(monkeypatch):
     pytest.importorskip('accelerate')
     monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
     assert same(weights(fit(make())), weights(fit(make(cbs=[AccelerateCB()]))))
-    with pytest.raises(ValueError, match='MixedPrecision'): AccelerateCB(mixed_precision='fp16')
+    with pytest.raises(ValueError, match="'fp8'.*no.*bf16.*fp16"): AccelerateCB(mixed_precision='fp8')
+
+def test_accelerate_in_half_precision(monkeypatch):
+    pytest.importorskip('accelerate')
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    want = weights(fit(make(cbs=[MixedPrecision(BF16)])))
+    assert same(want, weights(fit(make(cbs=[AccelerateCB(mixed_precision='bf16')]))))
+    assert not same(want, weights(fit(make())))
+
+@pytest.mark.parametrize('cb', [lambda: MixedPrecision(torch.float32), lambda: MixedPrecision(torch.float32, n_inp=1)])
+def test_mixed_precision_lets_a_plain_learner_step_once(cb):
+    want = weights(fit(make()))
+    for kind in 'TrainLearner','TrainCB': assert same(want, weights(fit(make(kind, [cb()]))))
+    set_seed(0)
+    learn = Learner(nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3)), toy_dls(4, 32), F.cross_entropy, .05,
+                    [MetricsCB(Accuracy()), cb()])
+    assert same(want, weights(fit(learn))) and len(learn.cbs)==2

@@ -280,9 +280,6 @@ def test_several_inputs(tds):
         learn.fit(1)
         assert len(learn.history)==1
 
-takes_the_step = pytest.mark.xfail(strict=True, reason='there it is a TrainCB, so that a plain Learner trains with it')
-
-@takes_the_step
 @pytest.mark.parametrize('make', [MixedPrecision, partial(MixedPrecision, n_inp=1),
                                   partial(AccelerateCB, n_inp=1, mixed_precision='fp16')])
 def test_mixed_precision_takes_the_step(dls, make):

@@ -23,7 +23,8 @@ def badges(name):
 
 def install():
     return ('from importlib.util import find_spec\n'
-            f"if not find_spec('miniai'): get_ipython().system('pip install -q git+{address()[0]}')  # on Colab and Kaggle")
+            "if not find_spec('miniai'):  # on Colab and Kaggle\n"
+            f"    get_ipython().system('pip install -q git+{address()[0]}')")
 
 def main():
     for f in sorted((root/'nbs').glob('*.ipynb')):
@@ -34,7 +35,9 @@ def main():
         lines[i+1:i+1] = ['', badges(f.name)]
         cells[0]['source'] = '\n'.join(lines).splitlines(True)
         if cells[1]['id']!='open-in':
-            cells.insert(1, dict(cell_type='code', execution_count=None, id='open-in', metadata={}, outputs=[], source=[]))
+            meta = {'tags': ['hide']} if f.stem=='index' else {}
+            cell = dict(cell_type='code', execution_count=None, id='open-in', metadata=meta, outputs=[], source=[])
+            cells.insert(1, cell)
         cells[1]['source'] = install().splitlines(True)
         f.write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True)+'\n', encoding='utf-8')
 
