@@ -7,7 +7,7 @@ __all__ = ['amp_dtype', 'MixedPrecision', 'PatchConv2d', 'NarrowNorm2d', 'fast_l
            'AccelerateCB']
 
 # %% ../nbs/16_accel.ipynb #28f185f3
-import torch, torch.nn.functional as F
+import torch, fastcore.all as fc, torch.nn.functional as F
 from contextlib import ExitStack
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
@@ -26,7 +26,6 @@ def amp_dtype(device=None)->torch.dtype|None:
 
 # %% ../nbs/16_accel.ipynb #a16mp003
 def _add_step(learn, n_inp):
-    "Let a plain `Learner` take the usual step, as the course's callbacks for this do"
     learn.n_inp = n_inp or learn.n_inp
     if type(learn).predict is Learner.predict and not any(hasattr(cb, 'predict') for cb in learn.cbs):
         learn.cbs.append(TrainCB())
@@ -34,8 +33,7 @@ def _add_step(learn, n_inp):
 class MixedPrecision(Callback):
     "Computes predictions and loss in half precision; weights, gradients and optimizer stay in float32"
     order = DeviceCB.order+10
-    def __init__(self, dtype=None, n_inp=None): # None asks `amp_dtype`; torch.float32 switches it off
-        self.dtype,self.n_inp = dtype,n_inp
+    def __init__(self, dtype=None, n_inp=None): fc.store_attr() # None asks `amp_dtype`; float32 switches it off
     def before_fit(self, learn):
         _add_step(learn, self.n_inp)
         self.device = next(learn.model.parameters(), torch.empty(0)).device.type
@@ -98,9 +96,8 @@ def fast_layers(model):
     "Exchange layers of `model` for which there is a faster way on a CPU; they compute the same"
     for m in model.modules():
         if type(m) is nn.BatchNorm2d and m.num_features<16: m.__class__ = NarrowNorm2d
-        if type(m) is nn.Conv2d and m.groups==1 and m.padding_mode=='zeros' and not isinstance(m.padding, str):
-            square = all(len(set(o))==1 for o in (m.kernel_size, m.stride, m.padding)) and set(m.dilation)=={1}
-            if square: m.__class__ = PatchConv2d
+        if type(m) is nn.Conv2d and m.groups==1 and m.padding_mode=='zeros' and {*m.dilation}=={1}:
+            if all(len({*o})==1 for o in (m.kernel_size, m.stride, m.padding)): m.__class__ = PatchConv2d
     return model
 
 # %% ../nbs/16_accel.ipynb #a16acc03
@@ -153,13 +150,12 @@ class EMACB(Callback):
 # %% ../nbs/16_accel.ipynb #a16acl02
 class AccelerateCB(Callback):
     "Trains in several processes, each on its part of every batch; `kwargs` go to Hugging Face's `Accelerator`"
-    order = DeviceCB.order-10
+    order,ddp = DeviceCB.order-10,None
     def __init__(self, n_inp=None, mixed_precision='no', **kwargs): # `bf16` and `fp16` add `MixedPrecision`
         from accelerate import Accelerator
         halves = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)
         if mixed_precision not in halves: raise ValueError(f'mixed_precision is {mixed_precision!r}: take {[*halves]}.')
-        self.acc,self.ddp = Accelerator(mixed_precision='no', **kwargs),None
-        self.n_inp,self.half = n_inp,halves[mixed_precision]
+        self.acc,self.n_inp,self.half = Accelerator(mixed_precision='no', **kwargs),n_inp,halves[mixed_precision]
         self.i,self.n = self.acc.process_index,self.acc.num_processes
     def _alone(self, learn): return self.n==1 or learn.dry_run
     def before_fit(self, learn):
