@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn, optim
-from miniai.core import def_device, keep_freed_memory, set_seed
+import overhead
+from miniai.core import def_device, keep_freed_memory
 from miniai.datasets import DataLoaders, fashion_mnist, fashion_tensors, inplace, tensor_images
 from miniai.learner import Accuracy, DeviceCB, MetricsCB, ProgressCB, TrainLearner
 
@@ -44,20 +45,7 @@ def save(name, rows, **more):
 
 # ---- loops: each trains `model` for one epoch on the list `batches`, measuring loss and accuracy, showing progress
 
-def bare(model, batches):
-    opt = optim.SGD(model.parameters(), .01)
-    model.train()
-    total,right,n = torch.zeros(()),torch.zeros((), dtype=torch.long),0
-    for x,y in batches:
-        preds = model(x)
-        loss = F.cross_entropy(preds, y)
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
-        total += loss.detach()*len(x)
-        right += (preds.detach().argmax(1)==y).sum()
-        n += len(x)
-    return total.item()/n
+def bare(model, batches): return overhead.bare(model, batches)[0]
 
 def miniai(model, batches):
     cbs = [DeviceCB('cpu'), MetricsCB(Accuracy()), ProgressCB(mode='terminal')]
@@ -128,12 +116,8 @@ def keras(model, batches):
 packages = dict(bare='torch', miniai='torch', fastai='fastai', lightning='lightning', skorch='skorch',
                 ignite='pytorch-ignite', keras='keras')
 
-def get_model(nh):
-    set_seed(0)
-    return nn.Sequential(nn.Linear(100,nh), nn.ReLU(), nn.Linear(nh,nh), nn.ReLU(), nn.Linear(nh,10))
-
 def timed(f, nh, batches):
-    model = get_model(nh)
+    model = overhead.get_model(nh)
     start = time.perf_counter()
     loss = quietly(f, model, batches)
     return time.perf_counter()-start, loss

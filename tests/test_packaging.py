@@ -1,5 +1,5 @@
 "What is built, what is installed, and that the files which say the same thing agree"
-import ast, importlib, json, os, re, shutil, subprocess, sys, tarfile, tomllib, zipfile, pytest
+import ast, importlib.util, json, os, re, shutil, subprocess, sys, tarfile, tomllib, zipfile, pytest
 from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
@@ -234,3 +234,12 @@ def test_readme_is_made_from_the_index():
     for line in filter(None, map(str.strip, text.splitlines())): assert line in readme, f'make readme: {line}'
     assert 'make train' in readme and 'make test' in readme
     assert 'make test' in (ROOT/'.ci/run').read_text() and '.ci/run' in (ROOT/'.github/workflows/ci.yml').read_text()
+
+def test_badges_and_install_cells():
+    "Each notebook opens on Colab and Kaggle, and installs miniai there, from the address in settings.ini"
+    spec = importlib.util.spec_from_file_location('open_in', ROOT/'tools/open_in.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    for nb in (ROOT/'nbs').glob('*.ipynb'):
+        title,first = source(cells(nb, 'markdown')[:1]),source(cells(nb)[:1])
+        assert tool.badges(nb.name) in title and first==tool.install(), nb.name
