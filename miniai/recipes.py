@@ -21,10 +21,10 @@ from .core import def_device, keep_freed_memory, set_seed, to_cpu
 from .datasets import DataLoaders, class_names, data_source, fashion_tensors, hold_out, pixel_stats
 from .learner import Accuracy, Callback, DeviceCB, Learner, MetricsCB, ProgressCB, TrainLearner, plot_history
 from .init import BatchTransformCB, Normalize, init_weights
-from .sgd import BatchSchedCB, OneCycle
+from .sgd import BatchSchedCB, Muon, OneCycle
 from .resnet import base_model, conv_model, resnet
-from .augment import RandCopy, RandCrop, RandErase, RandFlip, plot_mistakes, tfm_batch
-from .augment import model2, model3, model4, wide
+from .augment import AltFlipCB, RandCopy, RandCrop, RandErase, RandFlip, flip_views, plot_mistakes, shift_views
+from .augment import model2, model3, model4, poolnet, tfm_batch, wide
 from .checkpoint import CheckpointCB, atomic, differences, digest, load_safely, rank_distrib, save_safely
 from .accel import AccelerateCB, MixedPrecision, amp_dtype, fast_layers
 
@@ -36,17 +36,20 @@ def resnet18d_model():
     return timm.create_model('resnet18d', in_chans=1, num_classes=10)
 
 models = dict(base=base_model, conv=conv_model, resnet=resnet, resnet18d=resnet18d_model,
-              wide=wide, model2=model2, model3=model3, model4=model4)
+              wide=wide, model2=model2, model3=model3, model4=model4, poolnet=poolnet,
+              poolnet48=partial(poolnet, nfs=(16,48,96,192)))
 
 # %% ../nbs/17_recipes.ipynb #4a62a057
 _crop_flip = RandCrop(1, per_image=True), RandFlip(per_image=True)
 batch_tfms = dict(crop_flip=nn.Sequential(*_crop_flip), erase=nn.Sequential(*_crop_flip, RandErase(per_image=True)),
-                  copy=nn.Sequential(*_crop_flip, RandCopy(per_image=True)))
+                  copy=nn.Sequential(*_crop_flip, RandCopy(per_image=True)),
+                  crop_erase=nn.Sequential(_crop_flip[0], RandErase(.3, per_image=True)))
 _amps = dict(auto=None, no=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
-# A run. lesson: the accuracy it reports; augment: key of batch_tfms; member: the recipe of an ensemble's two models
-Recipe = namedtuple('Recipe', 'name model epochs lr lesson augment member batch_size seed valid amp',
-                    defaults=[None, None, None, 1024, 42, 0, 'auto'])
+# A run. lesson: the accuracy to compare with; augment: key of batch_tfms; member: the recipe of an ensemble's two
+# models; muon: trained as in 18_challenge
+Recipe = namedtuple('Recipe', 'name model epochs lr lesson augment member muon batch_size seed valid amp',
+                    defaults=[None, None, None, False, 1024, 42, 0, 'auto'])
 
 _short = dict(base=[6e-2], conv=[6e-2,.917], resnet=[2e-2,.922], resnet18d=[2e-2,.920],
               wide=[1e-2,.927], model2=[1e-2,.926], model3=[1e-2], model4=[1e-2])
@@ -56,7 +59,11 @@ recipes = {r.name: r for r in (
     Recipe('aug20', 'wide', 20, 1e-2, .940, 'crop_flip'),
     Recipe('erase50', 'wide', 50, 2e-2, .946, 'erase'),
     Recipe('copy25', 'wide', 25, 1e-2, .940, 'copy'),
-    Recipe('copy25x2', 'wide', 25, 1e-2, .944, 'copy', member='copy25'))}
+    Recipe('copy25x2', 'wide', 25, 1e-2, .944, 'copy', member='copy25'),
+    Recipe('record5', 'poolnet', 5, .1, .927, muon=True, batch_size=512),
+    Recipe('fast942', 'poolnet48', 6, .1, muon=True, batch_size=512),
+    *(Recipe(f'record{n}', 'poolnet', n, .1, acc, 'crop_erase', muon=True, batch_size=512)
+      for n,acc in ((20,.942), (50,.946))))}
 
 def get_recipe(
     recipe:str='conv', # Name of a recipe; an unknown one lists them all
@@ -93,10 +100,13 @@ def recipe_learner(r, splits, device=None, cbs=None)->Learner:
     model = _make_model(r.model, r.member, pixel_stats(splits['train'][0])).to(memory_format=torch.channels_last)
     if r.model!='resnet18d': model.apply(partial(init_weights, leaky=.1))
     if torch.device(device or def_device).type=='cpu': fast_layers(model)
-    cbs = [DeviceCB(device), BatchSchedCB(partial(OneCycle, max_lr=r.lr, total_steps=r.epochs*len(dls.train))),
-           MetricsCB(Accuracy()), MixedPrecision(_amps[r.amp]), *fc.L(cbs)]
+    sched = partial(OneCycle, max_lr=r.lr, total_steps=r.epochs*len(dls.train))
+    if r.muon: sched = partial(sched, pct_start=.1, anneal_strategy='linear', cycle_momentum=False)
+    cbs = [DeviceCB(device), BatchSchedCB(sched), MetricsCB(Accuracy()), MixedPrecision(_amps[r.amp]), *fc.L(cbs)]
+    if r.muon: cbs.append(AltFlipCB(r.seed))
     if r.augment: cbs.append(BatchTransformCB(partial(tfm_batch, tfm_x=batch_tfms[r.augment]), on_val=False))
-    return TrainLearner(model, dls, F.cross_entropy, r.lr, cbs, optim.AdamW)
+    loss_func = partial(F.cross_entropy, label_smoothing=.1 if r.muon else 0.)
+    return TrainLearner(model, dls, loss_func, r.lr, cbs, Muon if r.muon else optim.AdamW)
 
 # %% ../nbs/17_recipes.ipynb #4fb3fa3f
 def _commit():
@@ -216,8 +226,8 @@ def _train_run(learn, identity, changes, members, restart, threads):
 def _write_run(learn, identity, changes, commit):
     run,rows,device,n = learn.run,learn.history,learn.dls.train.x.device,int(os.environ.get('WORLD_SIZE', 1))
     preds,tta = dict(zip(('preds','targs'), learn.tta([fc.noop]))),None
-    if identity['augment']:
-        preds['tta'] = learn.tta()[0]
+    if identity['augment'] or identity['muon']:
+        preds['tta'] = learn.tta(shift_views if identity['muon'] else flip_views)[0]
         tta = round((preds['tta'].argmax(1)==preds['targs']).float().mean().item(), 5)
     last = {k: round(v, 5) for k,v in rows[-1].items()}
     res = identity | changes | dict(
@@ -264,7 +274,7 @@ def _told(res, on):
     lesson,tta = _lesson(res),res['tta_accuracy']
     on += {'': '', 'sample': ' of the sample'}.get(_data.get(res['data']), ' of other data')
     return (f"validation accuracy {res['accuracy']:.4f} on {on}" + (f' (the lesson: {lesson})' if lesson else '') +
-            ('' if tta is None else f', {tta:.4f} with flipped views'))
+            ('' if tta is None else f', {tta:.4f} with TTA'))
 
 # %% ../nbs/17_recipes.ipynb #c1b00029
 def load_model(run)->nn.Module: # In eval mode, on the CPU; `vocab` are its class names, `size` that of an image

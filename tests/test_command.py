@@ -153,7 +153,7 @@ def test_ensemble(quick, capsys, monkeypatch):
     main(**args)
     *_,measured,row,last = capsys.readouterr().out.splitlines()
     assert measured.startswith('Measuring copy25x2-base-2ep-seed7') and 'valid loss' in row
-    assert 'with flipped views; weights' in last
+    assert 'with TTA; weights' in last
     run = lambda nm,seed: next(Path(quick['out']).glob(f'{nm}-base-2ep-seed{seed}-*'))
     runs = [run(*o) for o in (('copy25',7),('copy25',8),('copy25x2',7))]
     one,two,both = (json.loads((o/'result.json').read_text()) for o in runs)
