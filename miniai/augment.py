@@ -13,6 +13,7 @@ __all__ = ['wide', 'model2', 'model3', 'model4', 'poolnet', 'flip_views', 'shift
 import copy, math, random, fastcore.all as fc, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from collections.abc import Mapping
 from functools import partial
+from PIL import ImageOps
 from torch import nn
 from torch.utils._pytree import tree_map
 from .core import show_image, show_images, subplots, to_cpu
@@ -304,7 +305,7 @@ def _as_loader(data, dls):
         if x.min()<0 or x.max()>1: raise ValueError(f'The images in dls.valid run from {x.min():.3g} to {x.max():.3g}, '
             'not from 0 to 1: pass a tensor (c,h,w) that was made as they are.')
         c,h,w = x.shape[1:]
-        data = pil_to_tensor(data.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]).resize((w,h)))
+        data = pil_to_tensor(ImageOps.fit(data.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]), (w,h)))
     if not isinstance(data, torch.Tensor): return data
     data = data[None] if data.ndim==3 else data
     return TensorLoader(data, torch.zeros(len(data)), 256)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['atomic', 'save_safely', 'load_safely', 'digest', 'differences', 'rank_distrib', 'CheckpointCB', 'SaveBestCB',
-           'EarlyStopCB']
+           'EarlyStopCB', 'LogCB']
 
 # %% ../nbs/15_checkpoint.ipynb #2f451f7d
-import numpy as np, os, pickle, torch
+import numpy as np, os, pandas as pd, pickle, torch
 from contextlib import contextmanager
 from hashlib import sha256
 from io import BytesIO
@@ -149,3 +149,17 @@ class EarlyStopCB(Callback):
         if not rank_distrib(): print(f'Stopped after epoch {learn.epoch}: for {self.patience} epochs {self.col} has '
                                      'not become better.', flush=True)
         raise CancelFitException()
+
+# %% ../nbs/15_checkpoint.ipynb #c1a00041
+class LogCB(Callback):
+    "Writes each epoch's row of the history to a CSV file, TensorBoard's `SummaryWriter`, or what has a `log`, as W&B"
+    order,skip_dry_run = ProgressCB.order+1,True
+    def __init__(self, to): self.to = to
+    def after_epoch(self, learn):
+        if not learn.does_train or learn.training and learn.does_valid or rank_distrib(): return
+        row = learn.history[-1]
+        if hasattr(self.to, 'add_scalar'):
+            for k,v in row.items(): self.to.add_scalar(k, v, row['epoch'])
+        elif hasattr(self.to, 'log'): self.to.log(row)
+        else:
+            with atomic(self.to) as f: pd.DataFrame(learn.history).to_csv(f, index=False)

@@ -694,13 +694,13 @@ def test_get_preds_with_views():
 
 @pytest.mark.parametrize('c, mode', [(1,'L'), (1,'RGB'), (1,'1'), (1,'P'), (3,'RGB'), (3,'L'), (3,'RGBA'), (4,'RGB')])
 def test_classify_a_pil_image_of_any_kind(c, mode, tmp_path):
-    from PIL import Image
+    from PIL import Image, ImageOps
     from torchvision.transforms.functional import pil_to_tensor
     learn = color_learner(c)
     im = Image.fromarray((images((50,40,3))*255).byte().numpy()).convert(mode)
     im.save(tmp_path/'im.png')
     im = Image.open(tmp_path/'im.png')
-    p = want(learn, pil_to_tensor(im.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]).resize((14,9)))[None]/255).softmax(1)[0]
+    p = want(learn, pil_to_tensor(ImageOps.fit(im.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]), (14,9)))[None]/255).softmax(1)[0]
     before = torch.get_rng_state()
     name,prob = learn.classify(im)
     assert name==['cat','dog','cow'][p.argmax()] and prob==pytest.approx(p.max().item(), abs=1e-5)
