@@ -6,7 +6,7 @@ from torch import optim
 from torch.utils.data import DataLoader, TensorDataset
 import miniai.augment  # capture_preds
 from miniai.accel import EMACB
-from miniai.checkpoint import CheckpointCB, EarlyStopCB, SaveBestCB, atomic, load_safely, save_safely
+from miniai.checkpoint import CheckpointCB, EarlyStopCB, LogCB, SaveBestCB, atomic, load_safely, save_safely
 from miniai.core import set_seed
 from miniai.datasets import DataLoaders
 from miniai.learner import Accuracy, Callback, MetricsCB, MomentumLearner, TrainLearner
@@ -411,3 +411,21 @@ def test_stopped_fits_keep_the_best_epoch(tmp_path):
         for _ in range(2):
             learn,*again = played(vals, *cbs(), ckpt=f)
             assert again==[2., 4] and outcome(learn)[:2]==outcome(want[0])[:2]
+
+class Scalars(list):
+    "Stands for TensorBoard's `SummaryWriter`"
+    def add_scalar(self, *args): self.append(args)
+
+def test_log_goes_where_it_should(tmp_path):
+    to,f = Scalars(),tmp_path/'logs/log.csv'
+    learn = TrainLearner(toy_model(), toy_dls(), F.cross_entropy, cbs=[MetricsCB(Accuracy()), LogCB(to), LogCB(f)])
+    learn.fit(2)
+    learn.capture_preds()
+    learn.fit(1, valid=False)
+    learn.fit(1, train=False)
+    rows = learn.history[:3]
+    assert to==[(k, v, i) for i,r in enumerate(rows, 1) for k,v in r.items()]
+    import pandas as pd
+    saved = pd.read_csv(f)
+    assert [*saved.epoch]==[1,2,3] and np.allclose(saved.train_loss, [r['train_loss'] for r in rows])
+    assert saved.valid_loss.isna().tolist()==[False,False,True]

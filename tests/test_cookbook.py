@@ -27,7 +27,8 @@ def test_own_pictures_from_a_folder_to_a_prediction(tmp_path):
     answer = '\n'.join(cells[i] for i in ('c19a0002','c19a0004','c19a0011','c19a0013','c19a0015'))
     end = '''
 assert not {*dev} & {*sys.modules}
-print(*learn.classify(Image.open(work/'new.png')), learn.history[-1]['valid_accuracy'], confusion(learn).to_numpy().sum(), work, sep='|')
+total = confusion(learn).to_numpy().sum()
+print(*learn.classify(Image.open(work/'new.png')), learn.history[-1]['valid_accuracy'], total, work, sep='|')
 '''
     out = run(RUNTIME_ONLY+answer+end, tmp_path)
     assert not out.stderr
