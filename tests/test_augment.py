@@ -700,7 +700,8 @@ def test_classify_a_pil_image_of_any_kind(c, mode, tmp_path):
     im = Image.fromarray((images((50,40,3))*255).byte().numpy()).convert(mode)
     im.save(tmp_path/'im.png')
     im = Image.open(tmp_path/'im.png')
-    p = want(learn, pil_to_tensor(ImageOps.fit(im.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]), (14,9)))[None]/255).softmax(1)[0]
+    cut = ImageOps.fit(im.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]), (14,9))
+    p = want(learn, pil_to_tensor(cut)[None]/255).softmax(1)[0]
     before = torch.get_rng_state()
     name,prob = learn.classify(im)
     assert name==['cat','dog','cow'][p.argmax()] and prob==pytest.approx(p.max().item(), abs=1e-5)
