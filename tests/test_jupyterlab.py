@@ -1,0 +1,108 @@
+"""Notebooks in a real JupyterLab, in Chromium: Run All, progress in place, the stop button.
+One notebook by default; with MINIAI_LAB=all every one of them, and with MINIAI_SHOTS=folder a picture of each page."""
+import json, os, shutil, socket, subprocess, sys, time, pytest
+from pathlib import Path
+from urllib.request import urlopen
+import nbformat
+
+api = pytest.importorskip('playwright.sync_api')
+chromium = next(filter(None, map(shutil.which, ('chromium','chromium-browser','google-chrome'))), None)
+pytestmark = pytest.mark.skipif(not chromium, reason='no Chromium')
+ROOT = Path(__file__).parent.parent
+names = sorted(f.stem for f in (ROOT/'nbs').glob('*.ipynb')) if os.getenv('MINIAI_LAB')=='all' else ['15_checkpoint']
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "A JupyterLab on a copy of the notebooks: its address and folder"
+    work = tmp_path_factory.mktemp('lab')
+    shutil.copytree(ROOT/'nbs', work/'nbs', ignore=shutil.ignore_patterns('.*'))
+    (work/'results').symlink_to(ROOT/'results')
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        port = s.getsockname()[1]
+    env = os.environ | {'PYTHONPATH': str(ROOT), 'JUPYTERLAB_WORKSPACES_DIR': str(work/'spaces')}
+    env |= {f'JUPYTER_{k}_DIR': str(work/k) for k in ('CONFIG','RUNTIME')} | {'IPYTHONDIR': str(work/'ipython')}
+    args = '--no-browser --allow-root --IdentityProvider.token= --ServerApp.port_retries=0'.split()
+    cmd = [sys.executable, '-m', 'jupyterlab', *args, f'--port={port}', f'--ServerApp.root_dir={work}']
+    with open(work/'log', 'w') as log, subprocess.Popen(cmd, env=env, stdout=log, stderr=log) as server:
+        url = f'http://localhost:{port}'
+        for _ in range(120):
+            try: urlopen(f'{url}/api')
+            except OSError: time.sleep(.5)
+            else: break
+        yield url,work/'nbs'
+        server.terminate()
+
+@pytest.fixture
+def page(lab):
+    with api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        yield browser.new_page(viewport={'width': 1280, 'height': 1000})
+        browser.close()
+
+def open_notebook(page, lab, name):
+    page.goto(f'{lab[0]}/lab/tree/nbs/{name}.ipynb?reset')
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=60_000)
+    page.locator('.jp-Notebook .jp-Cell').first.click()
+
+def saved(page, lab, name, done, timeout):
+    "The cells of code in the notebook's file, saved when the kernel is idle and `done` with them"
+    end = time.time()+timeout
+    while time.time()<end:
+        page.wait_for_timeout(1000)
+        if page.locator('.jp-Notebook-ExecutionIndicator').first.get_attribute('data-status')!='idle': continue
+        page.keyboard.press('Control+s')
+        page.wait_for_timeout(1000)
+        cells = [c for c in json.loads((lab[1]/f'{name}.ipynb').read_text())['cells'] if c['cell_type']=='code']
+        if done(cells): return cells
+    raise AssertionError(f'{name} is not done after {timeout} s')
+
+def forget(path):
+    "Take the outputs out of a notebook's file"
+    nb = nbformat.read(path, 4)
+    for c in nb.cells:
+        if c.cell_type=='code': c.outputs,c.execution_count = [],None
+    nbformat.write(nb, path)
+
+@pytest.mark.parametrize('name', names)
+def test_run_all(page, lab, name):
+    forget(lab[1]/f'{name}.ipynb')
+    open_notebook(page, lab, name)
+    page.get_by_role('menuitem', name='Run', exact=True).click()
+    page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
+    ran = lambda cells: all(c['execution_count'] for c in cells if ''.join(c['source']).strip())
+    start = time.time()
+    cells = saved(page, lab, name, ran, 600)
+    print(f'{name}: {time.time()-start:.0f} s')
+    for c in cells:
+        outs = c['outputs']
+        assert not [o for o in outs if o['output_type']=='error' or o.get('name')=='stderr'], (c['id'], outs)
+        assert ''.join(''.join(o.get('data', {}).get('text/html', '')) for o in outs).count('<progress')<=1, c['id']
+    pictures = page.locator('.jp-OutputArea img')
+    for i in range(pictures.count()): assert pictures.nth(i).evaluate('o => o.naturalWidth')>0
+    if os.getenv('MINIAI_SHOTS'): page.screenshot(path=Path(os.environ['MINIAI_SHOTS'])/f'{name}.png')
+
+FIT = '''from miniai.all import *
+dls = DataLoaders.from_tensors(fashion_tensors(sample=True), 64)
+model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+learn = MomentumLearner(model, dls, F.cross_entropy, lr=.001, cbs=[DeviceCB(), MetricsCB(Accuracy()), ProgressCB()])
+learn.fit(500)'''
+
+def test_the_stop_button_leaves_a_learner_that_goes_on(page, lab):
+    again = "learn.fit(1)\nprint('accuracy', learn.history[-1]['valid_accuracy'])"
+    imports = 'import torch.nn.functional as F\nfrom torch import nn\n'
+    cells = [nbformat.v4.new_code_cell(o) for o in (imports+FIT, again)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), lab[1]/'stop.ipynb')
+    open_notebook(page, lab, 'stop')
+    page.keyboard.press('Shift+Enter')
+    bar = page.locator('.jp-OutputArea progress')
+    bar.wait_for(timeout=60_000)
+    was = bar.get_attribute('value')
+    page.wait_for_function("was => document.querySelector('.jp-OutputArea progress').getAttribute('value')>was", arg=was)
+    page.locator('[data-command="notebook:interrupt-kernel"]').first.click()
+    first,_ = saved(page, lab, 'stop', lambda cells: any(o['output_type']=='error' for o in cells[0]['outputs']), 60)
+    error, = (o for o in first['outputs'] if o['output_type']=='error')
+    assert error['ename']=='KeyboardInterrupt' and len('\n'.join(error['traceback']).splitlines())<=25
+    page.keyboard.press('Shift+Enter')
+    _,second = saved(page, lab, 'stop', lambda cells: cells[1]['execution_count'], 60)
+    assert any('accuracy' in ''.join(o.get('text', '')) for o in second['outputs'])
