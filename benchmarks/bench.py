@@ -18,7 +18,7 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn, optim
 import overhead
 from miniai.core import def_device, keep_freed_memory
-from miniai.datasets import DataLoaders, fashion_mnist, fashion_tensors, inplace, tensor_images
+from miniai.datasets import DataLoaders, fashion_mnist, fashion_tensors, tensor_images
 from miniai.learner import Accuracy, DeviceCB, MetricsCB, ProgressCB, TrainLearner
 
 here = Path(__file__).parent
@@ -170,8 +170,7 @@ def loading(rounds=5):
     tfm = nn.Sequential(RandCrop(1, per_image=True), RandFlip(per_image=True))
     def from_dd(workers):
         from datasets import DatasetDict
-        def to_tensors(b): b['image'] = tensor_images(b['image'])
-        tds = DatasetDict(train=small, test=small.select(range(bs))).with_transform(inplace(to_tensors))
+        tds = DatasetDict(train=small, test=small.select(range(bs))).with_transform(tensor_images)
         return DataLoaders.from_dd(tds, bs, num_workers=workers).train
     splits = {k: tuple(t[:n] for t in v) for k,v in fashion_tensors().items()}
     fast = DataLoaders.from_tensors(splits, bs).train
@@ -198,9 +197,8 @@ def one_model(name, way, steps=8):
         learn = recipe_learner(r, splits, 'cpu')
     else:
         dd = fashion_mnist()
-        def to_tensors(b): b['image'] = tensor_images(b['image'])
         dd['train'],dd['test'] = dd['train'].select(range(n)),dd['test'].select(range(64))
-        dls = DataLoaders.from_dd(dd.with_transform(inplace(to_tensors)), 1024, num_workers=2)
+        dls = DataLoaders.from_dd(dd.with_transform(tensor_images), 1024, num_workers=2)
         learn = TrainLearner(models[r.model](), dls, F.cross_entropy, r.lr, [DeviceCB('cpu'), MetricsCB(Accuracy())],
                              optim.AdamW)
     learn.logger = lambda row: None
