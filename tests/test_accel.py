@@ -1,5 +1,6 @@
 "Half precision, accumulation, clipping, averages, and several processes"
 import copy, json, os, subprocess, sys, warnings, pytest, torch, torch.nn.functional as F
+from pathlib import Path
 from torch import nn, optim
 from conftest import EVENTS, Raises, toy_dls, toy_model
 from miniai.accel import (AccumCB, AccelerateCB, ClipCB, EMACB, MixedPrecision, NarrowNorm2d, PatchConv2d, amp_dtype,
@@ -474,3 +475,16 @@ def test_mixed_precision_lets_a_plain_learner_step_once(cb):
     learn = Learner(nn.Sequential(nn.Linear(4,8), nn.ReLU(), nn.Linear(8,3)), toy_dls(4, 32), F.cross_entropy, .05,
                     [MetricsCB(Accuracy()), cb()])
     assert same(want, weights(fit(learn))) and len(learn.cbs)==2
+
+def test_benchmarks_still_run(tmp_path, monkeypatch, capsys):
+    "The parts that use the library, in short; miniai's loop computes what the bare one does"
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent/'benchmarks')
+    import bench
+    monkeypatch.setattr(bench, 'out', tmp_path)
+    bench.loading(rounds=2)
+    bench.targets()
+    for way in 'lesson','ours': bench.one_model('conv', way, steps=1)
+    assert {f.name for f in tmp_path.iterdir()}=={'loading.json','targets.json'}
+    batches = [(torch.randn(8,100), torch.randint(10, (8,)))]*3
+    (_,bare),(_,ours) = (bench.timed(f, 64, batches) for f in (bench.bare, bench.miniai))
+    assert abs(bare-ours)<1e-3
