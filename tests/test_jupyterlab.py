@@ -92,7 +92,8 @@ def test_the_stop_button_leaves_a_learner_that_goes_on(page, lab):
     again = "learn.fit(1)\nprint('accuracy', learn.history[-1]['valid_accuracy'])"
     imports = 'import torch.nn.functional as F\nfrom torch import nn\n'
     cells = [nbformat.v4.new_code_cell(o) for o in (imports+FIT, again)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), lab[1]/'stop.ipynb')
+    kernel = {'kernelspec': {'name': 'python3', 'display_name': 'python3'}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), lab[1]/'stop.ipynb')
     open_notebook(page, lab, 'stop')
     page.keyboard.press('Shift+Enter')
     bar = page.locator('.jp-OutputArea progress')
@@ -104,5 +105,5 @@ def test_the_stop_button_leaves_a_learner_that_goes_on(page, lab):
     error, = (o for o in first['outputs'] if o['output_type']=='error')
     assert error['ename']=='KeyboardInterrupt' and len('\n'.join(error['traceback']).splitlines())<=25
     page.keyboard.press('Shift+Enter')
-    _,second = saved(page, lab, 'stop', lambda cells: cells[1]['execution_count'], 60)
+    _,second,*_ = saved(page, lab, 'stop', lambda cells: cells[1]['execution_count'], 60)
     assert any('accuracy' in ''.join(o.get('text', '')) for o in second['outputs'])
