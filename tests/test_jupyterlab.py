@@ -22,7 +22,8 @@ def lab(tmp_path_factory):
         port = s.getsockname()[1]
     env = os.environ | {'PYTHONPATH': str(ROOT), 'JUPYTERLAB_WORKSPACES_DIR': str(work/'spaces')}
     env |= {f'JUPYTER_{k}_DIR': str(work/k) for k in ('CONFIG','RUNTIME')} | {'IPYTHONDIR': str(work/'ipython')}
-    args = '--no-browser --allow-root --IdentityProvider.token= --ServerApp.port_retries=0'.split()
+    args = ('--no-browser --allow-root --IdentityProvider.token= --ServerApp.port_retries=0 '
+            '--MappingKernelManager.cull_idle_timeout=30 --MappingKernelManager.cull_interval=10').split()
     cmd = [sys.executable, '-m', 'jupyterlab', *args, f'--port={port}', f'--ServerApp.root_dir={work}']
     with open(work/'log', 'w') as log, subprocess.Popen(cmd, env=env, stdout=log, stderr=log) as server:
         url = f'http://localhost:{port}'
