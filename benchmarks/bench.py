@@ -34,8 +34,10 @@ def spread(vals):
 def save(name, rows, **more):
     df = pd.DataFrame(rows)
     print(df.to_string(index=False), flush=True)
-    cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').open() if l.startswith('model name')),
-               platform.processor()) if Path('/proc/cpuinfo').exists() else platform.processor()
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [l.split(':')[1].strip() for l in lines if l.startswith('model name')]
+    cpu = next(iter(models), platform.processor())
     about = dict(date=date.today().isoformat(), torch=torch.__version__, device=def_device, cpu=cpu,
                  threads=torch.get_num_threads(), **more)
     out.mkdir(exist_ok=True)
@@ -248,11 +250,11 @@ def targets():
     df = df[df.valid.isna() & df.images.isna()]
     df['best'] = df[['accuracy','tta_accuracy']].astype(float).max(axis=1)
     by = df.groupby(['recipe','epochs','device','threads','amp'], as_index=False).agg(
-        accuracy=('best','mean'), seconds=('seconds','mean'), seeds=('seed','size'))
+        accuracy=('best','mean'), seconds=('seconds','mean'), seeds=('seed','size')).round(4)
     rows = []
     for t in .917,.922,.927,.942:
         hit = by[by.accuracy>=t].sort_values('seconds')
-        if len(hit): rows.append({'target': t, **hit.iloc[0].round(4).to_dict()})
+        if len(hit): rows.append({'target': t, **hit.iloc[0].to_dict()})
     save('targets', rows)
 
 if __name__=='__main__':

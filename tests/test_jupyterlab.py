@@ -100,7 +100,8 @@ def test_the_stop_button_leaves_a_learner_that_goes_on(page, lab):
     bar = page.locator('.jp-OutputArea progress')
     bar.wait_for(timeout=60_000)
     was = bar.get_attribute('value')
-    page.wait_for_function("was => document.querySelector('.jp-OutputArea progress').getAttribute('value')>was", arg=was)
+    page.wait_for_function("was => document.querySelector('.jp-OutputArea progress').getAttribute('value')>was",
+                           arg=was)
     page.locator('[data-command="notebook:interrupt-kernel"]').first.click()
     first,_ = saved(page, lab, 'stop', lambda cells: any(o['output_type']=='error' for o in cells[0]['outputs']), 60)
     error, = (o for o in first['outputs'] if o['output_type']=='error')
