@@ -186,7 +186,7 @@ def orthogonalize(g, steps=5):
     if len(x)>x.shape[1]: return orthogonalize(g.T, steps).T
     for _ in range(steps):
         a = x@x.T
-        x = 3.4445*x + (2.0315*a@a - 4.775*a)@x
+        x = torch.addmm(x, torch.addmm(a, a, a, beta=-4.775, alpha=2.0315), x, beta=3.4445)
     return x.to(g.dtype)
 
 class Muon(torch.optim.Optimizer):
@@ -196,8 +196,7 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for g in self.param_groups:
             for p in (p for p in g['params'] if p.grad is not None):
-                avg = self.state[p].setdefault('avg', torch.zeros_like(p))
-                avg.mul_(g['momentum']).add_(p.grad)
+                avg = self.state[p]['avg'] = g['momentum']*self.state[p].get('avg', 0) + p.grad
                 step = p.grad.add(avg, alpha=g['momentum'])
                 if p.ndim==4:
                     p.mul_(len(p)**.5/p.norm())
