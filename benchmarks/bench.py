@@ -3,7 +3,8 @@
     make bench                            all of it, about half an hour on two cores; or one part:
     python benchmarks/bench.py loops      a step of six libraries against a bare loop, at about 0.4, 1 and 10 ms a step
     python benchmarks/bench.py loading    images per second of each way of loading
-    python benchmarks/bench.py models     seconds an epoch of resnet, model4 and wide, the lesson's way and ours
+    python benchmarks/bench.py models     seconds an epoch of resnet, model4 and wide, the lesson's way and ours, on a
+                                          GPU if there is one
     python benchmarks/bench.py imports    seconds and memory of an import
     python benchmarks/bench.py targets    the fastest way to .917, .922, .927 and .942, from results/
 
@@ -40,6 +41,7 @@ def save(name, rows, **more):
     cpu = next(iter(models), platform.processor())
     about = dict(date=date.today().isoformat(), torch=torch.__version__, device=def_device, cpu=cpu,
                  threads=torch.get_num_threads(), **more)
+    if def_device=='cuda': about['gpu'] = torch.cuda.get_device_name()
     out.mkdir(exist_ok=True)
     (out/f'{name}.json').write_text(json.dumps({'about': about, 'rows': rows}, indent=1)+'\n')
     return df
@@ -196,13 +198,13 @@ def one_model(name, way, steps=8):
     r,n = get_recipe(name),1024*steps
     if way=='ours':
         keep_freed_memory()
-        splits = {k: tuple(t[:n] for t in v) for k,v in fashion_tensors().items()}
-        learn = recipe_learner(r, splits, 'cpu')
+        splits = {k: tuple(t[:n] for t in v) for k,v in fashion_tensors(device=def_device).items()}
+        learn = recipe_learner(r, splits)
     else:
         dd = fashion_mnist()
         dd['train'],dd['test'] = dd['train'].select(range(n)),dd['test'].select(range(64))
         dls = DataLoaders.from_dd(dd.with_transform(tensor_images), 1024, num_workers=2)
-        learn = TrainLearner(models[r.model](), dls, F.cross_entropy, r.lr, [DeviceCB('cpu'), MetricsCB(Accuracy())],
+        learn = TrainLearner(models[r.model](), dls, F.cross_entropy, r.lr, [DeviceCB(), MetricsCB(Accuracy())],
                              optim.AdamW)
     learn.logger = lambda row: None
     learn.fit(1, valid=False)
@@ -210,7 +212,7 @@ def one_model(name, way, steps=8):
     print(min(o['train_seconds'] for o in learn.history[1:])/n*60_000)
 
 def models(rounds=3):
-    rows = []
+    rows,where = [],'' if def_device=='cpu' else f'_{def_device}'
     for nm in 'resnet','model4','wide':
         times = {'lesson': [], 'ours': []}
         for _ in range(rounds):
@@ -222,7 +224,7 @@ def models(rounds=3):
         rows.append(dict(model=nm, lesson_s_an_epoch=round(les, 1), ours_s_an_epoch=round(our, 1),
                          times_faster=round(les/our, 2), ratios=[round(a/b, 2) for a,b in zip(*times.values())]))
         print(rows[-1], flush=True)
-    save('models', rows)
+    save('models'+where, rows)
 
 # ---- imports
 
