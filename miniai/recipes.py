@@ -38,8 +38,8 @@ def timm_model(name):
     return timm.create_model(name, in_chans=1, num_classes=10)
 
 models = dict(base=base_model, conv=conv_model, resnet=resnet, wide=wide, model2=model2, model3=model3, model4=model4,
-              poolnet=poolnet, poolnet48=partial(poolnet, nfs=(16,48,96,192)))
-models |= {nm: partial(timm_model, nm) for nm in timm_resnets}
+              poolnet=poolnet, **{f'poolnet{n}': partial(poolnet, nfs=(16,n,2*n,4*n)) for n in (48,96)},
+              **{nm: partial(timm_model, nm) for nm in timm_resnets})
 
 # %% ../nbs/17_recipes.ipynb #4a62a057
 _crop_flip = RandCrop(1, per_image=True), RandFlip(per_image=True)
@@ -62,9 +62,9 @@ recipes = {r.name: r for r in (
     Recipe('erase50', 'wide', 50, 2e-2, .946, 'erase'),
     Recipe('copy25', 'wide', 25, 1e-2, .940, 'copy'),
     Recipe('copy25x2', 'wide', 25, 1e-2, .944, 'copy', member='copy25'),
-    Recipe('record5', 'poolnet', 5, .1, .927, muon=True, batch_size=512),
-    Recipe('fast942', 'poolnet48', 6, .1, muon=True, batch_size=512),
-    *(Recipe(f'record{n}', 'poolnet', n, .1, acc, 'crop_erase', muon=True, batch_size=512)
+    Recipe('record5', 'poolnet96', 5, .1, .927, muon=True, batch_size=512),
+    Recipe('fast942', 'poolnet48', 4, .1, muon=True, batch_size=512),
+    *(Recipe(f'record{n}', 'poolnet96', n, .1, acc, 'crop_erase', muon=True, batch_size=512)
       for n,acc in ((20,.942), (50,.946))))}
 
 def get_recipe(
@@ -229,7 +229,7 @@ def _write_run(learn, identity, changes, commit):
     run,rows,device,n = learn.run,learn.history,learn.dls.train.x.device,int(os.environ.get('WORLD_SIZE', 1))
     preds,tta = dict(zip(('preds','targs'), learn.tta([fc.noop]))),None
     if identity['augment'] or identity['muon']:
-        preds['tta'] = learn.tta(shift_views if identity['muon'] else flip_views)[0]
+        preds['tta'] = learn.tta(shift_views if identity['muon'] and identity['augment'] else flip_views)[0]
         tta = round((preds['tta'].argmax(1)==preds['targs']).float().mean().item(), 5)
     last = {k: round(v, 5) for k,v in rows[-1].items()}
     res = identity | changes | dict(
