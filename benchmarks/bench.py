@@ -249,9 +249,9 @@ def imports(rounds=5):
 def targets():
     from miniai.recipes import load_results
     df = load_results(here.parent/'results', changed=True)
-    df = df[df.valid.isna() & df.images.isna()]
+    df = df[df.valid.isna() & df.images.isna() & (df.device=='cpu')] # several runs at a time shared the GPU
     df['best'] = df[['accuracy','tta_accuracy']].astype(float).max(axis=1)
-    by = df.groupby(['recipe','epochs','device','threads','amp'], as_index=False).agg(
+    by = df.groupby(['recipe','model','epochs','device','threads','amp'], as_index=False).agg(
         accuracy=('best','mean'), seconds=('seconds','mean'), seeds=('seed','size')).round(4)
     rows = []
     for t in .917,.922,.927,.942:
