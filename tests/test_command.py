@@ -4,6 +4,7 @@ import fastcore.all as fc, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from pathlib import Path
 import miniai.datasets, miniai.recipes
 from miniai.accel import amp_dtype
+from miniai.augment import flip_views, shift_views
 from miniai.checkpoint import load_safely
 from miniai.datasets import fashion_tensors, pixel_stats
 from miniai.init import Normalize
@@ -147,6 +148,13 @@ def test_predictions_are_kept(quick):
         assert saved['preds'].sum(1)==pytest.approx(1, abs=.01)
         for nm,key in zip(files[:1]+files[2:], ('accuracy','tta_accuracy')):
             assert (saved[nm].argmax(1)==saved['targs']).mean()==pytest.approx(learn.result[key], abs=.051)  # 1 of 20
+
+@pytest.mark.parametrize('recipe,views', [('record5',flip_views), ('record20',shift_views), ('aug20',flip_views)])
+def test_views_are_of_a_kind_that_training_had(quick, recipe, views):
+    learn = train_or_load(**quick | dict(recipe=recipe, model='base', batch_size=2))
+    with np.load(learn.run/'preds.npz') as f: tta = torch.tensor(f['tta']).float()
+    far = {v: (learn.tta(v)[0]-tta).abs().max().item() for v in (flip_views,shift_views)}
+    assert far[views]<.002<max(far.values())
 
 def test_ensemble(quick, capsys, monkeypatch):
     args = quick | dict(recipe='copy25x2', model='base', seed=7)

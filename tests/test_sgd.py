@@ -1,5 +1,5 @@
 "Schedules against PyTorch's own, through interruptions and in fits; recorded values"
-import gc, inspect, io, json, math, weakref, pytest, numpy as np, torch, torch.nn.functional as F
+import copy, gc, inspect, io, json, math, weakref, pytest, numpy as np, torch, torch.nn.functional as F
 from fastcore import test as ft
 from functools import partial
 from itertools import product
@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import nn, optim
 from torch.optim import lr_scheduler
 from miniai.learner import Callback, CancelBatchException, TrainLearner
-from miniai.sgd import (BaseSchedCB, BatchSchedCB, CosineAnnealing, EpochSchedCB, HasLearnCB, OneCycle, RecorderCB,
-                        Schedule, group_lr, group_mom)
+from miniai.sgd import (BaseSchedCB, BatchSchedCB, CosineAnnealing, EpochSchedCB, HasLearnCB, Muon, OneCycle, RecorderCB,
+                        Schedule, group_lr, group_mom, orthogonalize)
 from conftest import toy_dls, toy_model
 
 def two_groups(opt_func=optim.SGD, **kw):
@@ -532,3 +532,48 @@ def test_recorder_plot():
     learn.fit(1, cbs=four)
     axs = [ax for ax in four.plot().axes if ax.lines]
     assert [ax.get_ylabel() for ax in axs]==['lr0','lr1','mom0','mom1','bias'] and len(axs[-1].lines)==6
+
+# ---- Muon
+
+@pytest.mark.parametrize('shape', [(8,18), (18,8), (16,144), (64,64)])
+def test_orthogonalize(shape):
+    "Singular values near 1, in the directions that the gradient has, whatever its scale"
+    u,s,vt = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False)
+    g = u*s.clamp_min(.1*s.max())@vt
+    o = orthogonalize(g)
+    core = u.T@o@vt.T
+    assert o.shape==g.shape and o.dtype==g.dtype
+    assert .6<core.diagonal().min() and core.diagonal().max()<1.25
+    assert (core-core.diagonal().diag()).abs().max()<.05  # bfloat16
+    torch.testing.assert_close(orthogonalize(1e4*g), o, rtol=0, atol=.05)
+    assert torch.equal(orthogonalize(torch.zeros(shape)), torch.zeros(shape))
+
+def test_muon_steps_by_its_definition():
+    gen = torch.Generator().manual_seed(0)
+    conv,bias = (nn.Parameter(torch.randn(shape, generator=gen)) for shape in ((4,3,3,3), (4,)))
+    w,b,avgs = conv.detach().clone(),bias.detach().clone(),[0,0]
+    opt = Muon([conv,bias], lr=.1, momentum=.6)
+    for _ in range(3):
+        grads = conv.grad,bias.grad = [torch.randn(p.shape, generator=gen) for p in (conv,bias)]
+        opt.step()
+        avgs = [.6*a+g for a,g in zip(avgs, grads)]
+        dw,db = (g+.6*a for g,a in zip(grads, avgs))  # Nesterov's
+        w = w*2/w.norm() - .1*orthogonalize(dw.flatten(1)).view(4,3,3,3)
+        b = b-.1*db
+        torch.testing.assert_close(conv.data, w)
+        torch.testing.assert_close(bias.data, b)
+
+def test_muon_goes_on_where_its_state_was_saved():
+    conv = nn.Conv2d(2, 4, 3)
+    def steps(model, opt, seed, n=2):
+        gen = torch.Generator().manual_seed(seed)
+        for _ in range(n):
+            for p in model.parameters(): p.grad = torch.randn(p.shape, generator=gen)
+            opt.step()
+    opt = Muon(conv.parameters())
+    steps(conv, opt, 0)
+    again = copy.deepcopy(conv)
+    other = Muon(again.parameters())
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    for m,o in ((conv,opt), (again,other)): steps(m, o, 1)
+    for p,q in zip(conv.parameters(), again.parameters()): assert torch.equal(p, q)
