@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import nn, optim
 from torch.optim import lr_scheduler
 from miniai.learner import Callback, CancelBatchException, TrainLearner
-from miniai.sgd import (BaseSchedCB, BatchSchedCB, CosineAnnealing, EpochSchedCB, HasLearnCB, Muon, OneCycle, RecorderCB,
-                        Schedule, group_lr, group_mom, orthogonalize)
+from miniai.sgd import (BaseSchedCB, BatchSchedCB, CosineAnnealing, EpochSchedCB, HasLearnCB, Muon, OneCycle,
+                        RecorderCB, Schedule, group_lr, group_mom, orthogonalize)
 from conftest import toy_dls, toy_model
 
 def two_groups(opt_func=optim.SGD, **kw):
