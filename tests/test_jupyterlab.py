@@ -44,6 +44,7 @@ def page(lab):
 def open_notebook(page, lab, name):
     page.goto(f'{lab[0]}/lab/tree/nbs/{name}.ipynb?reset')
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=60_000)
+    page.get_by_text('| Idle').wait_for(timeout=60_000)
     page.locator('.jp-Notebook .jp-Cell').first.click()
 
 def saved(page, lab, name, done, timeout):

@@ -357,7 +357,7 @@ def test_plateau_gets_the_loss_of_the_last_pass(valid):
         sched.step(loss)
     assert [list(o) for o in zip(rec.recs['lr0'][::4], rec.recs['lr1'][::4])]==want and want[-1]!=want[0]
     state = cb.state_dict()
-    assert state['last_epoch']==8 and state['best']==min(means.losses[not valid])
+    assert state['last_epoch']==8 and state['best']==sched.best
     learn.fit(2, train=False)
     learn.lr_find(show=False)
     assert cb.state_dict()==state
