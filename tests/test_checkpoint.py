@@ -128,6 +128,7 @@ def test_interrupt_at_sampled_lines(tmp_path, want):
 
 DRIVER = '''
 import os, random, signal, sys, time
+from pathlib import Path
 import miniai.recipes as r
 r.plot_history = r.plot_mistakes = lambda *args: None  # pictures are slow, and no part of what is tested
 def run(out):
@@ -143,11 +144,19 @@ def run(out):
     os._exit(0)
 start = time.perf_counter()
 assert os.waitpid(run(sys.argv[2]+'/whole'), 0)[1]==0
-seconds = time.perf_counter()-start
+an_epoch,killed = (time.perf_counter()-start)/12,Path(sys.argv[2])/'killed'
+def saved():
+    "When the last checkpoint was written"
+    try: return max((f.stat().st_mtime_ns for f in killed.glob('*/checkpoint.pt')), default=0)
+    except FileNotFoundError: return 0
 rng,kills = random.Random(0),0
 for i in range(30):
-    pid,end = run(sys.argv[2]+'/killed'),time.perf_counter()+seconds*rng.uniform(.05,.7)
-    while not (done := os.waitpid(pid, os.WNOHANG))[0] and (i>=6 or time.perf_counter()<end): time.sleep(.002)
+    pid,last,epochs,end = run(str(killed)),saved(),rng.randrange(4),None
+    while not (done := os.waitpid(pid, os.WNOHANG))[0]:
+        if (now := saved())!=last: epochs,last = epochs-1,now
+        if epochs<=0 and end is None: end = time.perf_counter()+an_epoch*rng.random()
+        if i<6 and end and time.perf_counter()>end: break
+        time.sleep(.002)
     if done[0] and done[1]==0: break
     assert not done[0], done
     os.kill(pid, signal.SIGKILL)
