@@ -12,9 +12,8 @@ from contextlib import ExitStack
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from .core import def_device, map_batch, random_state, set_random_state, to_device
-from .learner import (_len, _tensors, Callback, CancelBatchException, DeviceCB, Learner, Mean, MetricsCB,
-                            ProgressCB, TrainCB)
+from .core import _tensors, def_device, map_batch, random_state, set_random_state, to_device
+from .learner import _len, Callback, CancelBatchException, DeviceCB, Learner, Mean, MetricsCB, ProgressCB, TrainCB
 
 # %% ../nbs/16_accel.ipynb #a16amp00
 def amp_dtype(device=None)->torch.dtype|None:
@@ -193,4 +192,5 @@ class AccelerateCB(Callback):
     def after_epoch(self, learn):
         for m in [] if self._alone(learn) else self.means:
             both = torch.tensor([m.total, m.n], dtype=torch.double, device=self.acc.device)
-            m.total,m.n = self.acc.reduce(both).tolist()
+            total,m.n = self.acc.reduce(both).tolist()
+            m.sums = [(total, 1)]

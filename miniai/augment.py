@@ -16,10 +16,10 @@ from functools import partial
 from PIL import ImageOps
 from torch import nn
 from torch.utils._pytree import tree_map
-from .core import show_image, show_images, subplots, to_cpu
+from .core import _tensors, check_whole, show_image, show_images, subplots, to_cpu
 from .datasets import DataLoaders, TensorLoader
 from .init import BatchTransformCB, conv
-from .learner import _tensors, Callback, CancelBatchException, CancelFitException, DeviceCB, Learner
+from .learner import Callback, CancelBatchException, CancelFitException, DeviceCB, Learner
 from .learner import call_with, no_trace, split_batch
 from .resnet import ResBlock, get_model
 
@@ -57,8 +57,7 @@ def tfm_batch(b, tfm_x=fc.noop, tfm_y=fc.noop):
     return tfm_x(b[0]), *map(tfm_y, b[1:])
 
 # %% ../nbs/14_augment.ipynb #aee8571c
-class _Take(Callback):
-    "At `event`, after all others, keeps the learner's `what` and raises `cancel`"
+class _Take(Callback): # At `event`, after all others, keeps the learner's `what` and raises `cancel`
     order = 2000
     def __init__(self, event, what, cancel):
         self.kept = []
@@ -67,8 +66,7 @@ class _Take(Callback):
             raise cancel()
         setattr(self, event, take)
 
-def _drawable(x):
-    "Images as they are, but colors scaled to [0,1]"
+def _drawable(x): # Images as they are, but colors scaled to [0,1]
     return x if x.ndim<4 or x.shape[1]<3 else (x.float()-x.min())/(x.max()-x.min()).clamp(min=1e-12)
 
 @fc.patch
@@ -83,17 +81,14 @@ def show_image_batch(self:Learner, max_n=16, cbs=None, title='A batch, as the mo
 
 # %% ../nbs/14_augment.ipynb #9bab1088
 def _check(x):
-    if not x.is_floating_point():
-        raise TypeError(f'Images have to be floats, got {x.dtype}: x.float()/255 makes them from bytes.')
+    if not x.is_floating_point(): raise TypeError(f'Images have to be floats, got {x.dtype}: of bytes, x.float()/255.')
     if x.ndim!=4: raise ValueError(f'Images have to be of shape (n,c,h,w), got {tuple(x.shape)}.')
     return x.shape
 
-def _randint(x, shape, high):
-    "Random integers from 0 to `high`, which may be a tensor, both ends included"
+def _randint(x, shape, high): # Random integers from 0 to `high`, which may be a tensor, both ends included
     return (torch.rand(shape, device=x.device)*(high+1)).long()
 
-def _take(x, src):
-    "Pixels of `x` (n,c,h,w) from the places `src`, (n or 1,h',w')"
+def _take(x, src): # Pixels of `x` (n,c,h,w) from the places `src`, (n or 1,h',w')
     return x.flatten(2).gather(2, src.flatten(1)[:,None].expand(*x.shape[:2],-1)).view(*x.shape[:2], *src.shape[1:])
 
 class _RandTfm(nn.Module):
@@ -143,8 +138,7 @@ class AltFlipCB(Callback):
 # %% ../nbs/14_augment.ipynb #0d60af3a
 def _check_boxes(pct, max_num):
     if not 0<pct<=1: raise ValueError(f'pct is {pct}, it has to be a fraction of height and width: above 0, at most 1.')
-    if max_num!=int(max_num) or max_num<0:
-        raise ValueError(f'max_num is {max_num}, it has to be a whole number, 0 or more.')
+    check_whole(0, max_num=max_num)
 
 def _box_mask(x, top, left, bh, bw):
     "Mask of the boxes of height `bh` and width `bw` at `top` and `left`, all of one shape; adds two dimensions"
@@ -224,8 +218,7 @@ class CutMixCB(Callback):
         learn.loss = call_with(learn.loss_func, targs, learn.preds)
 
 # %% ../nbs/14_augment.ipynb #5b4e5d1c
-def _cat(bs):
-    "Join batches of any structure row by row; the only item of a tuple comes alone"
+def _cat(bs): # Join batches of any structure row by row; the only item of a tuple comes alone
     res = tree_map(lambda *ts: torch.cat(torch.atleast_1d(ts)), *bs)
     return res[0] if isinstance(res, (tuple,list)) and len(res)==1 else res
 
@@ -380,8 +373,7 @@ class MCDropoutCB(Callback):
             if isinstance(m, nn.modules.dropout._DropoutNd): m.train()
 
 # %% ../nbs/14_augment.ipynb #n16e2
-class _Program(nn.Module):
-    "A model behind transforms of batches, which may expect a target"
+class _Program(nn.Module): # A model behind transforms of batches, which may expect a target
     def __init__(self, model, tfms):
         super().__init__()
         self.model,self.tfms = model,tfms

@@ -116,8 +116,7 @@ class CheckpointCB(Callback):
         self.state = None
 
 # %% ../nbs/15_checkpoint.ipynb #c1a00030
-def _stale(learn, col):
-    "Epochs since the one of this fit with the best `col`"
+def _stale(learn, col): # Epochs since the one of this fit with the best `col`
     rows = [r for r in learn.history if r['epoch']>learn.metrics.trained]
     if col not in rows[-1]: raise ValueError(f"The history has no {col!r}: choose from {', '.join(rows[-1])}.")
     vals = np.array([r[col] for r in rows])

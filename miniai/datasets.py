@@ -13,12 +13,11 @@ from collections import namedtuple
 from collections.abc import Mapping
 from functools import partial, wraps
 from importlib.resources import files
-from numbers import Integral
 from operator import index
 from pathlib import Path
 from PIL import ImageOps
 from torch.utils.data import DataLoader, Sampler, default_collate
-from .core import to_device
+from .core import check_whole, to_device
 
 # %% ../nbs/05_datasets.ipynb #315d352c
 _remedy = ('Install the Debian package dataset-fashion-mnist, or set MINIAI_DATA to a folder with the four IDX .gz '
@@ -37,11 +36,9 @@ def load_idx(path, ndim)->np.ndarray:
             shape = struct.unpack_from(f'>{ndim}I', head, 4)
             size = math.prod(shape)
             promise = f"the header promises {'×'.join(map(str, shape))} = {size} bytes"
-            if size>1032*os.path.getsize(path): # deflate's best
-                raise bad(f'{promise}, more than a .gz file of this size can hold')
+            if size>1032*os.path.getsize(path): raise bad(f'{promise}, more than a .gz file of this size can hold')
             data = f.read(size+1)
-    except EOFError as e: raise bad('the .gz file is truncated') from e
-    except (OSError, zlib.error) as e: raise bad(f'not a sound .gz file ({e})') from e
+    except (EOFError, OSError, zlib.error) as e: raise bad(f'not a sound .gz file, or truncated ({e})') from e
     if len(data)!=size: raise bad(f"{promise}, the file holds {len(data) if len(data)<size else 'more'}")
     return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
@@ -59,8 +56,7 @@ class DataSource(namedtuple('DataSource', 'name folder')):
 def data_source(path=None, sample=False)->DataSource:
     "The first place that has Fashion-MNIST; `path` is a folder with the four files, 'sample', or 'full' (no sample)"
     env = os.environ.get('MINIAI_DATA')
-    if sample or path=='sample' or path is None and env=='sample':
-        return DataSource('sample', Path(files('miniai')/'sample'))
+    if sample or (env if path is None else path)=='sample': return DataSource('sample', Path(files('miniai')/'sample'))
     if path not in (None,'full'): return DataSource('the path given', Path(path))
     if env and env!='sample': return DataSource('$MINIAI_DATA', Path(env))
     return DataSource('system folder', _system) if _system.exists() else DataSource('Hugging Face hub', None)
@@ -93,8 +89,7 @@ def fashion_arrays(path=None, sample=False)->dict: # Split name to images (n,28,
         x,y = load_idx(fi, 3), load_idx(fl, 1)
         if x.shape[1:]!=(28,28):
             raise ValueError(f'{fi}: the images are {x.shape[1]}×{x.shape[2]}, not 28×28. Replace the file.')
-        if len(x)!=len(y):
-            raise ValueError(f'{fi} holds {len(x)} images but {fl} {len(y)} labels: they do not belong together.')
+        if len(x)!=len(y): raise ValueError(f'{fi} has {len(x)} images but {fl} {len(y)} labels: they are no pair.')
         if y.max(initial=0)>9: raise ValueError(f'{fl}: label {y.max()} is out of range, the classes are 0 to 9.')
         splits[split] = x,y
     return splits
@@ -113,15 +108,14 @@ def fashion_mnist(path=None, sample=False): # `DatasetDict` with the splits trai
 # %% ../nbs/05_datasets.ipynb #eed3a061
 def pixel_stats(x)->tuple:
     "Mean and standard deviation of the pixels of bytes `x`, white as 1; lists of one per channel for color (n,c,h,w)"
-    if x.dtype not in (np.uint8, torch.uint8):
+    if (x := torch.as_tensor(x)).dtype!=torch.uint8:
         raise TypeError(f'pixel_stats counts bytes, got {x.dtype}: for floats take x.mean() and x.std().')
-    x = torch.as_tensor(x)
     channels = x.unbind(1) if x.ndim==4 and x.shape[1]>1 else [x]
     n = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in channels]).double().cpu()
     v = torch.arange(256, dtype=torch.double)/255
     m = (n*v).sum(1)/n.sum(1)
     std = ((n*(v-m[:,None])**2).sum(1)/n.sum(1)).sqrt()
-    return (m.tolist(), std.tolist()) if len(m)>1 else (m.item(), std.item())
+    return tuple(o.tolist() if len(o)>1 else o.item() for o in (m,std))
 
 # %% ../nbs/05_datasets.ipynb #6c6cc61e
 def inplace(f):
@@ -139,9 +133,7 @@ def tensor_images(b):
     b['image'] = [to_tensor(im) for im in b['image']]
 
 # %% ../nbs/05_datasets.ipynb #4866621d
-def _collate_columns(rows, columns):
-    b = default_collate(rows)
-    return tuple(b[k] for k in columns)
+def _collate_columns(rows, columns): return tuple(map(default_collate(rows).__getitem__, columns))
 
 def collate_dict(ds):
     "A collate function that makes a tuple of the columns of `ds`, in their order"
@@ -166,17 +158,14 @@ class SeededSampler(Sampler):
     def __iter__(self): return iter(self.permutation().tolist())
 
 # %% ../nbs/05_datasets.ipynb #39461b00
-def _whole(nm, v):
-    if isinstance(v, Integral) and v>0: return int(v)
-    raise ValueError(f'{nm} is {v!r}, it must be a whole number of at least 1.')
-
 def _seed(seed): return index(torch.randint(2**32, ()) if seed is None else seed)
 
 class TensorLoader:
     "Batches of the tensors `x` and `y` on the device they are on; bytes become floats in [0,1]"
     def __init__(self, x, y, batch_size, shuffle=False, drop_last=False, seed=None):
+        check_whole(batch_size=batch_size)
         if len(x)!=len(y): raise ValueError(f'{len(x)} inputs but {len(y)} targets: give as many of each.')
-        self.x,self.y,self.batch_size,self.drop_last = x, y, _whole('batch_size', batch_size), drop_last
+        self.x,self.y,self.batch_size,self.drop_last = x,y,int(batch_size),drop_last
         self.sampler = SeededSampler(len(x), _seed(seed)) if shuffle else None
     def __len__(self): return (len(self.x) + (0 if self.drop_last else self.batch_size-1))//self.batch_size
     def __iter__(self):
@@ -209,8 +198,7 @@ def hold_out(splits, n, seed=0)->Splits:
 # %% ../nbs/05_datasets.ipynb #da7a0009
 _split = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid', test='test')
 
-def _by_name(splits):
-    "The splits train, valid and test; None for those that are not there"
+def _by_name(splits): # The splits train, valid and test; None for those that are not there
     if not isinstance(splits, Mapping) or not splits:
         raise ValueError(f"Splits need names, as in {{'train': ..., 'valid': ...}}, got {splits!r:.80}.")
     res = dict.fromkeys(('train','valid','test'))
@@ -226,16 +214,14 @@ def _by_name(splits):
 def _features(ds): return f if isinstance(f := getattr(ds, 'features', None), Mapping) else {}
 def _kind(f): return f"{type(f).__name__} {getattr(f, 'dtype', '')}"
 
-def _column(features, what, given, *kinds):
-    "The column `given`, or the only one of the first of `kinds` that any column is of"
+def _column(features, what, given, *kinds): # The column `given`, or the only one of the first of `kinds` that is there
     fits = ([k for k,f in features.items() if _kind(f).startswith(o)] for o in kinds)
     found = [given] if given else next(filter(None, fits), [])
     if len(found)==1 and found[0] in features: return found[0]
     raise ValueError(f'The {what} column has to be one of {[*features]}, not {found}: pass {what}= with its name. '
                      'A folder of images has labels where it has a folder for each class.')
 
-def _pixels(o, size, mode, shape=None):
-    "The encoded image `o` as `uint8` (c,h,w), which has to be of `shape`"
+def _pixels(o, size, mode, shape=None): # The encoded image `o` as `uint8` (c,h,w), which has to be of `shape`
     from datasets import Image
     nm = (o or {}).get('path') or 'An image without a file name'
     try:
@@ -268,13 +254,12 @@ def _encoded(dd, size, mode, image, label):
     vocab = getattr(features[label], 'names', None)
     if vocab and train and (empty := [vocab[i] for i in {*range(len(vocab))}-{*train[label]}]):
         warnings.warn(f"No training image has the {label} {', '.join(empty)}: add some, or leave the class out.")
-    if size is not None: size = [_whole('size', o) for o in (size if isinstance(size, (tuple,list)) else [size]*2)]
+    if size is not None: check_whole(size=(size := size if isinstance(size, (tuple,list)) else [size]*2))
     dd = {k: ds.select_columns([image,label]).cast_column(image, Image(decode=False)) for k,ds in dd.items()}
     shape = tuple(_pixels(dd[next(iter(dd))][0][image], size, mode).shape)
     return dd, image, label, vocab, dict(size=size, mode=mode, shape=shape)
 
-def image_tensors(dd,
-    size=None, # Height and width that images are cut and scaled to, a number or a pair; None leaves them
+def image_tensors(dd, size=None, # Height and width to cut and scale images to, a number or a pair; None leaves them
     mode=None, # `RGB`, or `L` for gray; None keeps gray images gray and turns others into RGB
     image=None, label=None, device=None # Names of the columns; None finds them by their features
 )->Splits: # `uint8` (n,c,h,w) and labels
@@ -302,7 +287,8 @@ class DataLoaders:
         **kwargs # Passed on to `DataLoader`
     ):
         "Loaders over a `DatasetDict`, the training split shuffled; images that nothing decodes yet become tensors"
-        splits,bs,seed = _by_name(dd), _whole('batch_size', batch_size), _seed(seed)
+        check_whole(batch_size=batch_size)
+        splits,seed = _by_name(dd),_seed(seed)
         def is_raw(ds): return any('Image' in _kind(f) for f in _features(ds).values()) and ds.format['type'] is None
         if size or mode or image or label or 'collate_fn' not in kwargs and any(map(is_raw, dd.values())):
             dd,image,label,_,kw = _encoded(dd, size, mode, image, label)
@@ -314,7 +300,7 @@ class DataLoaders:
             if as_tuple and 'collate_fn' not in kw and len(ds): kw['collate_fn'] = collate_dict(ds)
             if train and order in ({}, {'shuffle': True}):
                 kw |= {'sampler': SeededSampler(len(ds), seed, kwargs.get('generator')), 'shuffle': None}
-            if 'batch_sampler' not in kw: kw |= {'batch_size': bs, 'drop_last': drop_last and train}
+            if 'batch_sampler' not in kw: kw |= {'batch_size': int(batch_size), 'drop_last': drop_last and train}
             return DataLoader(ds, **kw)
         columns = [f for ds in splits.values() for f in _features(ds).values()]
         if vocab is None: vocab = next((f.names for f in columns if 'ClassLabel' in _kind(f)), None)

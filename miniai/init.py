@@ -47,11 +47,8 @@ def init_weights(m, leaky=0.):
 
 # %% ../nbs/11_init.ipynb #d3d07e40
 @torch.no_grad()
-def lsuv_init(model, xb,
-    pairs=None, # (module to measure, layer to change), in the order of the data; None takes each layer for both
-    tol=1e-2, # How near the standard deviation has to come to 1, and the mean to 0
-    max_iter=50 # Changes to each layer, at most
-):
+def lsuv_init(model, xb, pairs=None, # (module to measure, layer to change), as the data goes; None takes each for both
+              tol=1e-2, max_iter=50): # How near the standard deviation has to come to 1, and the mean to 0
     "Scale weights and shift biases, layer by layer, until outputs have standard deviation 1 and mean 0"
     if isinstance(xb, nn.Module): xb,pairs,tol = tol,[(xb,pairs)],1e-3  # the course's order: model, m, m_in, xb
     modes,params = [(m, m.training) for m in model.modules()], [(p, p.clone()) for p in model.parameters()]
@@ -67,8 +64,8 @@ def lsuv_init(model, xb,
 def _in_order(model, xb):
     seen = {}
     with Hooks(filter(fc.risinstance(_weighted), model.modules()), lambda h,m,i,o: seen.update({m: m})): model(xb)
-    if not seen: raise ValueError(f'No convolution or linear layer took part in {type(model).__name__}: pass pairs.')
-    return seen.items()
+    if seen: return seen.items()
+    raise ValueError(f'No convolution or linear layer took part in {type(model).__name__}: pass pairs.')
 
 def _lsuv_layer(model, xb, m, m_in, tol, max_iter):
     w,b = getattr(m_in, 'weight', None), getattr(m_in, 'bias', None)

@@ -9,17 +9,15 @@ __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException',
            'MetricsCB', 'ProgressCB', 'plot_history', 'LRFinderCB', 'LRFind', 'lr_find']
 
 # %% ../nbs/09_learner.ipynb #19001996
-import copy, difflib, math, signal, sys, threading, time, warnings
+import difflib, math, sys, time, warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial, wraps
-from numbers import Integral
 from operator import attrgetter, length_hint
 import fastcore.all as fc, numpy as np, torch, torch.nn.functional as F
-from torch import optim
-from torch.nn.parameter import is_lazy
 from torch.utils.data import SequentialSampler
-from .core import def_device, get_grid, map_batch, random_state, set_random_state, to_device
+from .core import _keep, _put, _tensors, _unbroken, check_whole, def_device, get_grid, map_batch
+from .core import random_state, restoring, set_random_state, subplots, to_device
 
 # %% ../nbs/09_learner.ipynb #a12
 class CancelFitException(Exception): "Ends the fit; `after_fit` is skipped"
@@ -33,8 +31,7 @@ class Callback:
     order = 0
     skip_dry_run = False  # leave it out of `lr_find` and other dry runs?
 
-class _finally:
-    "Calls `f` when its block ends. It swallows `cancel`; and a Cancel exception of `f`, if another error is on its way"
+class _finally: # Calls `f` as its block ends; swallows `cancel`, and a Cancel exception of `f` amid another error
     def __init__(self, cancel, f, *args): self.cancel,self.f,self.args = cancel,f,args
     def __enter__(self): pass
     def __exit__(self, typ, e, tb):
@@ -83,13 +80,7 @@ def _describe(o):
     if isinstance(o, (tuple,list)): return ', '.join(map(_describe, o)) or 'none'
     return 'none' if o is None else type(o).__name__
 
-def _tensors(o):
-    if isinstance(o, torch.Tensor): return [o]
-    items = o if isinstance(o, (tuple,list)) else o.values() if isinstance(o, Mapping) else ()
-    return [t for v in items for t in _tensors(v)]
-
-def _hint(e, learn):
-    "What may be wrong with this batch, and the remedy, the likeliest first"
+def _hint(e, learn): # What may be wrong with this batch, and the remedy, the likeliest first
     params,preds,none = list(learn.model.parameters()),learn.preds,torch.empty(0, dtype=torch.long)
     x,y = (next(iter(_tensors(o)), none) for o in (learn.xb, learn.yb))
     on_model,on_batch = ({str(t.device) for t in o} for o in (params, _tensors(learn.batch)))
@@ -115,8 +106,7 @@ def _hint(e, learn):
     elif getattr(learn.loss, 'shape', None)!=():
         return 'loss_func has to return a tensor with one number, for example the mean over the batch.'
 
-def _explain(e, learn):
-    "Add to the error `e` what the learner was working on"
+def _explain(e, learn): # Add to the error `e` what the learner was working on
     where = f"In the {'training' if learn.training else 'validation'} pass of epoch {learn.epoch+1}, batch {learn.iter}"
     e.add_note(f'{where}: batch {_describe(learn.batch)}; predictions {_describe(learn.preds)}; '
                f'loss {_describe(learn.loss)}.')
@@ -141,8 +131,7 @@ _events = ('before_fit before_epoch before_batch predict after_predict get_loss 
 
 def _shuffles(dl): return not isinstance(getattr(dl, 'sampler', None), (SequentialSampler,type(None)))
 
-def _check_fit(learn):
-    "Warn about callbacks that nobody will call, and about swapped loaders"
+def _check_fit(learn): # Warn about callbacks that nobody will call, and about swapped loaders
     for cb in learn.cbs:
         for nm in dir(type(cb)):
             if nm in _steps and getattr(type(learn), nm) is not getattr(Learner, nm):
@@ -155,8 +144,7 @@ def _check_fit(learn):
     if train is not None and _shuffles(valid) and not _shuffles(train):
         warnings.warn('The validation loader shuffles and the training loader does not: are they swapped?')
 
-def _check_pass(learn, kind):
-    "Warn about a loss that is no number, and about log-likelihoods of what are no log-probabilities"
+def _check_pass(learn, kind): # Warn about a loss that is no number, and log-likelihoods of no log-probabilities
     if learn.losses and learn.losses[0].ndim==0 and not (ok := torch.stack(learn.losses).isfinite()).all():
         i = ok.int().argmin().item()
         warnings.warn(f'The {kind} loss is {learn.losses[i].item()} in epoch {learn.epoch+1}, batch {i}: '
@@ -190,7 +178,7 @@ class Learner:
     def __init__(self, model,
         dls, # `DataLoaders`, or anything with a `train` and a `valid` loader
         loss_func=F.mse_loss, # Called with predictions and targets, returns one number
-        lr=.1, cbs=None, opt_func=optim.SGD, n_inp=1 # How many items of a batch are the model's inputs
+        lr=.1, cbs=None, opt_func=torch.optim.SGD, n_inp=1 # How many items of a batch are the model's inputs
     ):
         fc.store_attr()
         self.cbs,self.logger,self.dry_run = _objects(cbs),print_row,False
@@ -219,8 +207,7 @@ class Learner:
         self.preds = self.loss = None
         try:
             self.predict()
-            if self.preds is None:
-                raise RuntimeError('Nobody made predictions: add TrainCB() to cbs, or use TrainLearner.')
+            if self.preds is None: raise RuntimeError('No predictions: add TrainCB() to cbs, or use TrainLearner.')
             self.callback('after_predict')
             self.get_loss()
             self.callback('after_loss')
@@ -264,14 +251,10 @@ def _fit(self:Learner):
         if self.does_valid: torch.no_grad()(self.one_epoch)(False)
 
 @fc.patch
-def fit(self:Learner, n_epochs=1,
-    train=True, # Train? Without it, nothing is changed
-    valid=True, # Validate after each epoch?
-    cbs=None, lr=None # More callbacks and the learning rate, both for this fit alone
-):
+def fit(self:Learner, n_epochs=1, train=True, valid=True, # Without `train`, nothing is changed
+        cbs=None, lr=None): # More callbacks and the learning rate, both for this fit alone
     "Train and validate for `n_epochs` epochs"
-    if not isinstance(n_epochs, Integral) or n_epochs<0:
-        raise ValueError(f'n_epochs is {n_epochs!r}, it has to be a whole number, 0 or more.')
+    check_whole(0, n_epochs=n_epochs)
     if n_epochs==0: return
     with nullcontext() if train else no_trace(self):
         ours = 'cbs','logger','_listening','_busy','_active'
@@ -318,85 +301,26 @@ class MomentumLearner(TrainLearner):
             if p.grad is not None: p.grad *= self.mom
 
 # %% ../nbs/09_learner.ipynb #41ac9a14
-def _put(o, k, v):
-    if getattr(o, k, None) is not v: setattr(o, k, v)
-
-def _refill(d, was):
-    d.clear()
-    d.update(was)
-
-def _keep_tensor(t):
-    "Returns a function that puts the parameter or buffer `t` back, in place"
-    cls,data,grad,req = type(t),t.data,t.grad,t.requires_grad
-    value,grad_value = (None if o is None or is_lazy(t) else o.detach().clone() for o in (data, grad))
-    def restore():
-        if is_lazy(t): return  # no batch has come
-        with torch.inference_mode(t.is_inference()), torch.no_grad():
-            t.grad,t.data = None,data if value is not None else t.data.new_empty(0)
-            if value is None: return _put(t, '__class__', cls)
-            if not (t.is_meta or torch.equal(data, value)): data.copy_(value)
-            t.requires_grad_(req)
-            if grad is not None: t.grad = grad.copy_(grad_value)
-    return restore
-
 _readable = {'batch','preds','loss','losses','dl','epoch','iter','n_epochs','does_train','does_valid','metrics'}
 
-def _parts(learn):
-    "What a look may change, with functions that put it back"
-    model,opt,dls = learn.model,learn.opt,learn.dls
+def _parts(learn): # What a look may change, with functions that put it back
     fields = [k for k in vars(learn) if learn._busy or k not in _readable]
-    modes = [(m, ('__class__','training')) for m in model.modules()]
-    for o,names in [(learn, fields), (dls, ('train','valid','test')), *modes]:
+    for o,names in (learn, fields), (learn.dls, ('train','valid','test')):
         for k in names:
             if hasattr(o, k): yield f'{type(o).__name__}.{k}', partial(_put, o, k, getattr(o, k))
-    for nm,m in model.named_modules():
-        lazy = any(map(is_lazy, (*m.parameters(False), *m.buffers(False))))  # its first batch changes all of it
-        held = vars(m) if lazy else {k: vars(m).get(k) for k in ('_parameters','_buffers','_modules')}
-        for d in (held, *held.values()):
-            if isinstance(d, dict): yield f'module {nm}', partial(_refill, d, dict(d))
-    for nm,t in (*model.named_parameters(), *model.named_buffers()): yield nm, _keep_tensor(t)
-    groups = getattr(opt, 'param_groups', [])
-    memo = {id(p): p for ps in (*(g['params'] for g in groups), opt.state if groups else ()) for p in ps}
-    if groups: yield 'the optimizer', partial(groups.__setitem__, slice(None), [*groups])
-    for d in (opt.state, *groups) if groups else [vars(opt)] if hasattr(opt, '__dict__') else []:
-        yield 'the optimizer', partial(_refill, d, copy.deepcopy(dict(d), memo) if groups else dict(d))
-    if not learn.dry_run: yield 'random states', partial(set_random_state, random_state(dls), dls)
+    yield from _keep(learn.model, learn.opt)
+    if not learn.dry_run: yield 'random states', partial(set_random_state, random_state(learn.dls), learn.dls)
 
 # %% ../nbs/09_learner.ipynb #b12
-class no_trace:
+class no_trace(restoring):
     "Leave the learner, random states and the fit under way as they are; `skip_cbs` leaves out those that keep records"
-    def __init__(self, learn, skip_cbs=False): self.learn,self.skip_cbs = learn,skip_cbs
-
+    def __init__(self, learn, skip_cbs=False): self.learn,self.skip_cbs,self.parts = learn,skip_cbs,_parts(learn)
     def __enter__(self):
-        learn,self.parts,self.closing,self.late = self.learn,[*_parts(self.learn)],False,False
-        self.handler = signal.getsignal(signal.SIGINT)
-        if not callable(self.handler) or threading.current_thread() is not threading.main_thread(): self.handler = None
-        else: signal.signal(signal.SIGINT, self._interrupt)
-        learn.dry_run = True
-        if self.skip_cbs: learn.cbs = [cb for cb in learn.cbs if not getattr(cb, 'skip_dry_run', False)]
+        super().__enter__()
+        self.learn.dry_run = True
+        if self.skip_cbs: self.learn.cbs = [cb for cb in self.learn.cbs if not getattr(cb, 'skip_dry_run', False)]
 
-    def _interrupt(self, signum, frame):
-        "The first Ctrl-C ends the block; one that comes while things are cleaned up and put back waits until they are"
-        while frame and frame.f_code not in _unbroken: frame = frame.f_back
-        if frame or self.closing: self.late = True
-        else:
-            self.closing = True
-            self.handler(signum, None)
-            self.closing = False
-
-    def __exit__(self, typ, e, tb):
-        failed = []
-        for nm,restore in self.parts:
-            try: restore()
-            except Exception as err: failed.append(f'{nm} ({type(err).__name__}: {err})')
-        if self.handler: signal.signal(signal.SIGINT, self.handler)
-        if failed:
-            msg = f"This look left a trace, it could not restore: {'; '.join(failed)}."
-            if e is None: raise RuntimeError(msg)
-            e.add_note(msg)
-        if self.late: self.handler(signal.SIGINT, None)
-
-_unbroken = [f.__code__ for f in (no_trace.__enter__, no_trace.__exit__, _finally.__exit__)]
+_unbroken |= {no_trace.__enter__.__code__, _finally.__exit__.__code__}
 
 # %% ../nbs/09_learner.ipynb #b21
 @fc.patch
@@ -433,8 +357,6 @@ class Mean:
     def total(self):
         vals,weights = zip(*self.sums or [(0,0)])
         return torch.stack([*map(torch.as_tensor, vals)]).cpu().double() @ torch.tensor(weights).double()
-    @total.setter
-    def total(self, val): self.sums = [(val, 1)]
     def compute(self): return self.total/self.n if self.n else math.nan
 
 class Accuracy(Mean):
@@ -447,8 +369,7 @@ class Accuracy(Mean):
         super().update((top==target).sum(), n=target.numel())
 
 # %% ../nbs/09_learner.ipynb #e28756d2
-def _metric_args(metrics, preds, targs):
-    "Predictions and targets for each metric: all of them where there is one output, else its own"
+def _metric_args(metrics, preds, targs): # For each metric: all of them where there is one output, else its own
     if isinstance(targs, (tuple,list)) and len(targs)==1 and isinstance(targs[0], (Mapping,tuple,list)): targs, = targs
     if isinstance(preds, torch.Tensor):
         return [(preds, *(targs.values() if isinstance(targs, Mapping) else targs))]*len(metrics)
@@ -464,15 +385,13 @@ class MetricsCB(Callback):
     "Measures the loss and `metrics` over each pass, one row of results for each epoch"
     skip_dry_run = True
     def __init__(self, *ms, **metrics): # Metrics, which go by the name of their class, and metrics by name
-        for m in ms:
-            nm = fc.camel2snake(type(m).__name__)
+        for nm,m in [(fc.camel2snake(type(m).__name__), m) for m in ms]:
             if nm in metrics: raise ValueError(f'Two metrics are called {nm}: pass them by name, MetricsCB(one=...).')
             metrics[nm] = m
         for nm,m in metrics.items():
             lacks = ', '.join(o for o in ('update','compute','reset') if not callable(getattr(m, o, None)))
             if lacks: raise TypeError(f'The metric {nm} ({m!r}) lacks {lacks}: metrics need update, compute and reset.')
-        self.metrics,self.loss = metrics,Mean()
-        self.history,self.row,self.trained = [],{},0
+        self.metrics,self.loss,self.history,self.row,self.trained = metrics,Mean(),[],{},0
     def state_dict(self): return {'history': self.history, 'trained': self.trained}
     def load_state_dict(self, state): self.history,self.trained = state['history'],state['trained']
 
@@ -501,18 +420,15 @@ class MetricsCB(Callback):
         if self.row and not (learn.training and learn.does_valid): learn.logger(self.row)
 
 # %% ../nbs/09_learner.ipynb #f52b01b1
-class _Notebook:
-    "Progress in a notebook: bar and table in one output, the plot in another, both updated; they keep their height"
+class _Notebook: # Bar and table in one output, the plot in another, both updated; they keep their height
     def __init__(self, n_epochs): self.height,self.bar,self.rows,self.outs = 1.9*n_epochs+4,'',[],{}
     def _show(self, nm, o, **kwargs):
         from IPython.display import display
         if nm in self.outs: self.outs[nm].update(o, **kwargs)
         else: self.outs[nm] = display(o, display_id=True, **kwargs)
-    def row(self, row):
-        self.rows.append(format_row(row))
-        self.table()
-    def table(self, bar=None, losses=(), valid=()):
+    def table(self, bar=None, losses=(), valid=(), row=None):
         self.bar = bar or self.bar
+        if row: self.rows.append(format_row(row))
         heads = ''.join(f'<th>{k}</th>' for r in self.rows[-1:] for k in r)
         cells = '</tr><tr>'.join(''.join(f'<td>{v}</td>' for v in r.values()) for r in [{}, *self.rows])
         html = f'<div style="min-height:{self.height:.0f}em">{self.bar}<table><tr>{heads}{cells}</tr></table></div>'
@@ -555,7 +471,7 @@ class ProgressCB(Callback):
         learn.logger = self.row
     def row(self, row):
         if 'valid_loss' in row: self.valid.append((len(self.losses), row['valid_loss']))
-        if self.notebook: return self.notebook.row(row)
+        if self.notebook: return self.notebook.table(row=row)
         with self.view.external_write_mode(): print_row(row)
     def after_batch(self, learn):
         self.n += 1
@@ -572,7 +488,7 @@ class ProgressCB(Callback):
     def _in_notebook(self, bar):
         if self.notebook: self.notebook.table(bar, self.losses if self.plot else (), self.valid)
     def cleanup_fit(self, learn):
-        if self.view is None: return
+        if not self.view: return
         self.view.close()
         self._in_notebook('<br>')
         self.view = None
@@ -596,9 +512,8 @@ def plot_history(history):
 class LRFinderCB(Callback):
     "Multiplies the rate by `gamma` after each batch, up to `end_lr` or until the loss is `max_mult` times its lowest"
     def __init__(self, gamma=1.3, max_mult=3, start_lr=1e-5, end_lr=10.):
-        if not gamma>1: raise ValueError(f'gamma is {gamma}, it has to be above 1 for the rate to rise.')
-        if not 0<start_lr<end_lr:
-            raise ValueError(f'Rates have to satisfy 0 < start_lr < end_lr, got {start_lr} and {end_lr}.')
+        if not (gamma>1 and 0<start_lr<end_lr): raise ValueError(
+            f'Rates have to rise, gamma above 1 and 0 < start_lr < end_lr, but got {gamma}, {start_lr}, {end_lr}.')
         fc.store_attr()
     def before_fit(self, learn):
         self.lrs,self.losses,groups = [],[],learn.opt.param_groups
@@ -618,9 +533,8 @@ class LRFind:
     "What the learning rate finder saw: `lrs`, `losses`, and the suggestions `steep` and `valley`"
     def __init__(self, lrs, losses):
         n,w = len(lrs),.6**np.arange(len(lrs))
-        if n<5: raise ValueError(f'The finder got only {n} finite losses, it needs 5: lower start_lr, or allow more '
-                                 'epochs.')
-        self.lrs,self.losses,self.fig = lrs,losses,None
+        if n<5: raise ValueError(f'The finder got {n} finite losses, it needs 5: lower start_lr, or allow more epochs.')
+        self.lrs,self.losses = lrs,losses
         self.smooth = smooth = np.convolve(losses, w)[:n]/w.cumsum()
         low = max(int(smooth.argmin()), 2)
         top = smooth[:low].max()
@@ -629,9 +543,7 @@ class LRFind:
         self.valley = lrs[begin+round((low-begin)*2/3)]
     def plot(self, ax=None):
         "Draw the curve with both suggestions marked, on `ax` or on a new figure"
-        from matplotlib import pyplot as plt
-        if ax is None: ax = plt.subplots(figsize=(6,3.5), layout='constrained')[1]
-        self.fig = ax.figure
+        if ax is None: ax = subplots(figsize=(6,3.5))[1][0]
         ax.plot(self.lrs, self.losses, color='C0', alpha=.35, label='loss of each batch')
         ax.plot(self.lrs, self.smooth, color='C0', label='smoothed')
         for nm,lr,col in ('steep',self.steep,'C1'),('valley',self.valley,'C3'):
@@ -641,10 +553,6 @@ class LRFind:
                ylim=(lo-.1*(hi-lo), hi+.5*(hi-lo)) if hi>lo else None)
         ax.legend()
         return ax
-    def _ipython_display_(self):
-        from matplotlib import pyplot as plt
-        print(self)
-        if self.fig is None or not plt.fignum_exists(self.fig.number): self.plot()
     def __repr__(self): return (f'LRFind(valley={self.valley:.3g}, steep={self.steep:.3g}; {len(self.lrs)} rates '
                                 f'from {self.lrs[0]:.2g} to {self.lrs[-1]:.2g})')
 
@@ -654,8 +562,7 @@ class LRFind:
 def lr_find(self:Learner, max_epochs=None, show=True, **kwargs)->LRFind: # None passes over the data as often as needed
     "Try out learning rates from `start_lr` to `end_lr` and show their losses; the learner is left as it was"
     cb = LRFinderCB(**kwargs)
-    steps = math.log(cb.end_lr/cb.start_lr, cb.gamma)+2
-    epochs = max_epochs or math.ceil(steps/(_len(self.dls.train) or 1))
+    epochs = max_epochs or math.ceil((math.log(cb.end_lr/cb.start_lr, cb.gamma)+2)/(_len(self.dls.train) or 1))
     with no_trace(self, skip_cbs=True): self.fit(epochs, valid=False, cbs=cb)
     res = LRFind(cb.lrs, cb.losses)
     if show: res.plot()

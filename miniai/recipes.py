@@ -80,7 +80,7 @@ def get_recipe(
     "The recipe with that name, with changes of its fields"
     asked = {k: v for k,v in dict(locals()).items() if v is not None}
     for k,names in dict(recipe=recipes, model=models, amp=_amps).items():
-        if k in asked and asked[k] not in names:
+        if asked.get(k) not in (None, *names):
             raise ValueError(f"There is no {k} {asked[k]!r}: choose from {', '.join(names)}.")
     for k in 'epochs','lr','batch_size':
         if not asked.get(k, 1)>0: raise ValueError(f'{k} is {asked[k]}, it has to be above 0.')
@@ -111,8 +111,7 @@ def recipe_learner(r, splits, device=None, cbs=None)->Learner:
     return TrainLearner(model, dls, loss_func, r.lr, cbs, Muon if r.muon else optim.AdamW)
 
 # %% ../nbs/17_recipes.ipynb #4fb3fa3f
-def _commit():
-    "The commit of this package, if the repository around it has it"
+def _commit(): # The commit of this package, if the repository around it has it
     git = partial(fc.run, 'git', '-C', str(Path(miniai.__file__).parent))
     try:
         git('ls-files', '--error-unmatch', '__init__.py')
@@ -148,8 +147,7 @@ _keys = ('recipe model seed epochs accuracy tta_accuracy loss train_accuracy sec
          'device threads amp torch date commit data').split()
 _changed = dict(lr='lr', batch_size='bs', valid='valid', images='')  # in a line where they are not the recipe's
 
-def _identify(r, splits):
-    "All that makes a run this one, what of it is not the recipe's, and the name of its folder"
+def _identify(r, splits): # All that makes a run this one, what of it is not the recipe's, and the name of its folder
     usual,data = recipes[r.name],digest(splits)
     changes = {k: v for k,v in r._asdict().items() if k in _changed and v!=getattr(usual, k)}
     parts = [r.name, r.model if r.model!=usual.model else '', f'{r.epochs}ep', f'seed{r.seed}',
@@ -161,8 +159,7 @@ def _identify(r, splits):
     return {k: v for k,v in identity.items() if k not in ('name','lesson')}, changes, '-'.join(filter(None, parts))
 
 # %% ../nbs/17_recipes.ipynb #c1b00021
-def _get_splits(data, device):
-    "The splits that `data` asks for, and where they come from"
+def _get_splits(data, device): # The splits that `data` asks for, and where they come from
     path = None if data=='auto' else data
     try: return fashion_tensors(path, device=device), data_source(path)
     except FileNotFoundError as e:
@@ -266,8 +263,7 @@ def _read_run(learn, identity):
                          'and choose another out folder.') from e
 
 # %% ../nbs/17_recipes.ipynb #c1b00027
-def _lesson(res):
-    "The lesson's accuracy for a run like this one, as a text"
+def _lesson(res): # The lesson's accuracy for a run like this one, as a text
     r = recipes.get(res['recipe'])
     if not r or not r.lesson or r.epochs!=res['epochs'] or any(pd.notna(res.get(k)) for k in _changed): return ''
     return f'{r.lesson:.3f}' + (f' with {r.model}' if r.model!=res['model'] else '')

@@ -14,9 +14,10 @@ from functools import partial
 from numbers import Integral
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from .core import _tensors, check_whole
 from .activations import Hooks
 from .init import act_gr, conv
-from .learner import _tensors, Callback, CancelFitException, Learner, no_trace
+from .learner import Callback, CancelFitException, Learner, no_trace
 
 # %% ../nbs/13_resnet.ipynb #6715c6e1
 _act_conv = partial(conv, act=act_gr, norm=nn.BatchNorm2d)
@@ -31,16 +32,11 @@ def conv_model():
     return nn.Sequential(_act_conv(1, 8, stride=1), *_convs(8,16,32,64,128), _act_conv(128, 10, act=None), nn.Flatten())
 
 # %% ../nbs/13_resnet.ipynb #d973814c
-def _check(**sizes):
-    for nm,v in sizes.items():
-        if isinstance(v, list): _check(**{f'{nm}[{i}]': o for i,o in enumerate(v)})
-        elif not isinstance(v, Integral) or v<1: raise ValueError(f'{nm} is {v!r}, it must be a whole number from 1.')
-
 class ResBlock(nn.Module):
     "Two convolutions, with the input added to what they make, which with `zero_norm` is nothing at first"
     def __init__(self, ni, nf, stride=1, ks=3, act=act_gr, norm=nn.BatchNorm2d, zero_norm=False):
         super().__init__()
-        _check(ni=ni, nf=nf)
+        check_whole(ni=ni, nf=nf)
         if stride not in (1,2): raise ValueError(f'stride is {stride}: the grid is kept or halved, so take 1 or 2.')
         conv1,conv2 = conv(ni, nf, ks, 1, act, norm),conv(nf, nf, ks, stride, None, norm)
         if zero_norm:
@@ -66,7 +62,7 @@ def get_model(
     nfs,grid = list(nfs),[size]*2 if isinstance(size, Integral) else list(size)
     if not nfs: raise ValueError('nfs is empty: give at least the channels of the first block.')
     if len(grid)!=2: raise ValueError(f'size is {size}, it must be a number, or height and width.')
-    _check(ni=ni, n_out=n_out, nfs=nfs, size=grid, extra=[] if extra is None else extra)
+    check_whole(ni=ni, n_out=n_out, nfs=nfs, size=grid, extra=[] if extra is None else extra)
     layers,last = OrderedDict(stem=(stem or block)(ni, nfs[0], stride=1, ks=ks, act=act, norm=norm)),nfs[0]
     for i,(nf,stride) in enumerate([(nf,2) for nf in nfs[1:]] + [(extra,1)]*(extra is not None), 1):
         if stride==2 and max(grid)==1:
@@ -104,8 +100,7 @@ def _shape(o):
     return found[0] if len(found)==1 else f"({', '.join(found)})" if found else ''
 
 # %% ../nbs/13_resnet.ipynb #7f85f1aa
-class _SummaryCB(Callback):
-    "Watches one forward pass, from the last thing before it to the first after it, and ends the fit"
+class _SummaryCB(Callback): # Watches one forward pass, as the last before it and the first after it, and ends the fit
     order = math.inf
     def __init__(self): self.stack,self.starts,self.seen = ExitStack(),[],{}
     def before_batch(self, learn):
@@ -137,7 +132,7 @@ class _SummaryCB(Callback):
 @fc.patch
 def summary(self:Learner, depth=1)->Summary: # A Markdown table in a notebook, aligned text when printed
     "Shapes, parameters and MACs of the modules, `depth` levels of them, for one batch; the learner is left as it was"
-    if not isinstance(depth, Integral) or depth<0: raise ValueError(f'depth is {depth!r}: take a whole number from 0.')
+    check_whole(0, depth=depth)
     train,valid = (getattr(self.dls, k, None) for k in ('train','valid'))
     if train is None and valid is None:
         raise ValueError(f'summary looks at one batch, but there is no loader in dls ({self.dls!r}): pass DataLoaders.')

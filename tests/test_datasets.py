@@ -310,7 +310,7 @@ def test_loading_leaves_the_global_generator_alone():
 @pytest.mark.parametrize('bs', [0, -1, 2.5, None])
 def test_batch_size(bs):
     for f,ds in (DataLoaders.from_dd, rows(4)), (DataLoaders.from_tensors, split(4)):
-        with pytest.raises(ValueError, match=f'batch_size is {bs}, it must be a whole number of at least 1'):
+        with pytest.raises(ValueError, match=f'batch_size is {bs}, it has to be a whole number of at least 1'):
             f({'train': ds}, bs)
 
 def test_small_faults():

@@ -212,7 +212,7 @@ def test_loss_func_that_does_not_fit():
 
 @pytest.mark.parametrize('n', [-1, 1.5, '3'])
 def test_n_epochs(n):
-    with pytest.raises(ValueError, match=f'n_epochs is {n!r}, it has to be a whole number, 0 or more'): toy().fit(n)
+    with pytest.raises(ValueError, match=f'n_epochs is {n!r}, it has to be a whole number of at least 0'): toy().fit(n)
 
 def test_no_epochs_is_a_quiet_no_op(capsys):
     log = Log()
