@@ -171,6 +171,7 @@ def _keep(model, opt): # What a training changes in a model and an optimizer, wi
     for d in (opt.state, *groups) if groups else [vars(opt)] if hasattr(opt, '__dict__') else []:
         yield 'the optimizer', partial(_refill, d, copy.deepcopy(dict(d), memo) if groups else dict(d))
 
+# %% ../nbs/00_core.ipynb #c0de0017
 class restoring:
     "Calls the functions of `parts`, pairs with names, when its block ends, whatever fails and whenever Ctrl-C comes"
     def __init__(self, parts): self.parts = parts
