@@ -145,7 +145,7 @@ class EarlyStopCB(Callback):
     def __init__(self, col='valid_loss', patience=3): self.col,self.patience = col,patience
     def before_epoch(self, learn):
         if not (learn.training and learn.epoch) or _stale(learn, self.col)<self.patience: return
-        if not rank_distrib(): print(f'Stopped after epoch {learn.epoch}: for {self.patience} epochs {self.col} has '
+        if not rank_distrib(): print(f'Stopped after epoch {learn.history[-1]["epoch"]}: for {self.patience} epochs {self.col} has '
                                      'not become better.', flush=True)
         raise CancelFitException()
 

@@ -441,6 +441,7 @@ class _Notebook: # Bar and table in one output, the plot in another, both update
         ax.plot(torch.stack(losses).float().cpu(), label='training, each batch', alpha=.7)
         if valid: ax.plot(*zip(*valid), 'o-', label='validation, each epoch')
         ax.set(title='Loss', xlabel='training batch', ylabel='loss')
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()
         plt.close(fig)
         self._show('plot', fig)
@@ -490,6 +491,7 @@ class ProgressCB(Callback):
     def cleanup_fit(self, learn):
         if not self.view: return
         self.view.close()
+        if self.notebook: self.notebook.height = 1.9*len(self.notebook.rows)+4  # a fit may end early
         self._in_notebook('<br>')
         self.view = None
 
@@ -548,7 +550,7 @@ class LRFind:
         ax.plot(self.lrs, self.smooth, color='C0', label='smoothed')
         for nm,lr,col in ('steep',self.steep,'C1'),('valley',self.valley,'C3'):
             ax.plot(lr, self.smooth[self.lrs.index(lr)], 'o', color=col, ms=9, label=f'{nm}: {lr:.2g}')
-        lo,hi = self.smooth.min(),self.smooth[:self.smooth.argmin()+1].max()
+        lo,hi = min(self.losses),self.smooth[:self.smooth.argmin()+1].max()
         ax.set(xscale='log', xlabel='learning rate (log scale)', ylabel='loss', title='Learning rate finder',
                ylim=(lo-.1*(hi-lo), hi+.5*(hi-lo)) if hi>lo else None)
         ax.legend()
