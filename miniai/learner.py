@@ -314,8 +314,9 @@ def _parts(learn): # What a look may change, with functions that put it back
 # %% ../nbs/09_learner.ipynb #b12
 class no_trace(restoring):
     "Leave the learner, random states and the fit under way as they are; `skip_cbs` leaves out those that keep records"
-    def __init__(self, learn, skip_cbs=False): self.learn,self.skip_cbs,self.parts = learn,skip_cbs,_parts(learn)
+    def __init__(self, learn, skip_cbs=False): self.learn,self.skip_cbs = learn,skip_cbs
     def __enter__(self):
+        self.parts = _parts(self.learn)
         super().__enter__()
         self.learn.dry_run = True
         if self.skip_cbs: self.learn.cbs = [cb for cb in self.learn.cbs if not getattr(cb, 'skip_dry_run', False)]
