@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from .core import _tensors, def_device, map_batch, random_state, set_random_state, to_device
+from .core import _tensors, check_whole, def_device, map_batch, random_state, set_random_state, to_device
 from .learner import _len, Callback, CancelBatchException, DeviceCB, Learner, Mean, MetricsCB, ProgressCB, TrainCB
 
 # %% ../nbs/16_accel.ipynb #a16amp00
@@ -45,15 +45,17 @@ class MixedPrecision(Callback):
     def after_loss(self, learn):
         learn.amp.close()
         if not learn.training: return
-        self.loss,learn.loss = learn.loss,learn.scaler.scale(learn.loss)
+        learn.unscaled,learn.loss = learn.loss,learn.scaler.scale(learn.loss)
         for p in learn.model.parameters():
             if p.grad is not None: p.grad = learn.scaler.scale(p.grad)  # MomentumLearner keeps gradients
     def after_backward(self, learn):
-        learn.loss,scale = self.loss,learn.scaler.get_scale()
+        learn.loss,learn.unscaled,scale = learn.unscaled,None,learn.scaler.get_scale()
         learn.scaler.unscale_(learn.opt)
         learn.scaler.update()
         if learn.scaler.get_scale()<scale: learn.model.zero_grad()  # an overflow: no gradients, no step
-    def cleanup_batch(self, learn): learn.amp.close()
+    def cleanup_batch(self, learn):
+        learn.amp.close()
+        torch.clear_autocast_cache()  # inside another batch, its end would come too late
 
 # %% ../nbs/16_accel.ipynb #a16fast5
 class _PatchConv(torch.autograd.Function):
@@ -67,6 +69,7 @@ class _PatchConv(torch.autograd.Function):
         ctx.sizes = x.shape,ks,stride,pad
         return (patches@w.T).permute(0,3,1,2)
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         (patches,w),(shape,ks,stride,pad) = ctx.saved_tensors,ctx.sizes
         grad,dx = grad.permute(0,2,3,1),grad.new_zeros(shape)
@@ -108,7 +111,9 @@ def _take_grads(model):
 class AccumCB(Callback):
     "Steps once in `k` batches, as if they were one large batch; at the end of an epoch, perhaps after fewer"
     order,skip_dry_run = MixedPrecision.order+1,True
-    def __init__(self, k): self.k = k
+    def __init__(self, k):
+        check_whole(k=k)
+        self.k = k
     def before_fit(self, learn):
         if learn.does_train: self.i,self.n,self.grads = 0,0,{}
     def before_batch(self, learn):
@@ -126,12 +131,14 @@ class ClipCB(Callback):
     "Shrinks the gradients of each step to a norm of at most `max_norm`; `norm` is what it was before"
     order = AccumCB.order+1
     def __init__(self, max_norm=1.): self.max_norm = max_norm
-    def after_backward(self, learn): self.norm = clip_grad_norm_(learn.model.parameters(), self.max_norm)
+    def after_backward(self, learn):
+        groups = getattr(learn.opt, 'param_groups', None) or [{'params': learn.model.parameters()}]
+        self.norm = clip_grad_norm_([p for g in groups for p in g['params']], self.max_norm)
 
 # %% ../nbs/16_accel.ipynb #a16ema01
 class EMACB(Callback):
     "Validates with a moving average of the weights, which becomes the model's at the end of the fit"
-    order,skip_dry_run,ema = MixedPrecision.order+10,True,None
+    order,skip_dry_run,raw,ema = MixedPrecision.order+10,True,None,None
     def __init__(self, decay=.98): self.avg = get_ema_multi_avg_fn(decay)
     def before_fit(self, learn):
         if learn.does_train: self.raw,self.ema = learn.model,AveragedModel(learn.model, multi_avg_fn=self.avg)
@@ -142,7 +149,8 @@ class EMACB(Callback):
     def cleanup_epoch(self, learn):
         if learn.does_train: learn.model = self.raw
     def cleanup_fit(self, learn):
-        if learn.does_train and self.ema: learn.model.load_state_dict(self.ema.module.state_dict())
+        if self.raw is not None: learn.model.load_state_dict(self.ema.module.state_dict())
+        self.raw = None
     def state_dict(self): return self.ema.state_dict()
     def load_state_dict(self, state): self.ema.load_state_dict(state)
 

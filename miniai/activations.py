@@ -45,6 +45,7 @@ class HooksCallback(Callback):
     "Calls `hookfunc(hook, module, inputs, output)` after each forward of the `mods` (or all) that `mod_filter` takes"
     skip_dry_run = True
     def __init__(self, hookfunc, mod_filter=fc.noop, on_train=True, on_valid=False, mods=None):
+        if isinstance(mod_filter, type): mod_filter = fc.risinstance(mod_filter)
         fc.store_attr()
         self.hooks,self.names,self.dry = Hooks([], hookfunc),[],None
 

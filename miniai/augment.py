@@ -13,6 +13,7 @@ __all__ = ['wide', 'model2', 'model3', 'model4', 'poolnet', 'flip_views', 'shift
 import copy, math, random, fastcore.all as fc, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from collections.abc import Mapping
 from functools import partial
+from operator import attrgetter
 from PIL import ImageOps
 from torch import nn
 from torch.utils._pytree import tree_map
@@ -58,7 +59,7 @@ def tfm_batch(b, tfm_x=fc.noop, tfm_y=fc.noop):
 
 # %% ../nbs/14_augment.ipynb #aee8571c
 class _Take(Callback): # At `event`, after all others, keeps the learner's `what` and raises `cancel`
-    order = 2000
+    order,skip_dry_run = 2000,True
     def __init__(self, event, what, cancel):
         self.kept = []
         def take(learn):
@@ -206,14 +207,16 @@ class CutMixCB(Callback):
         self.alpha,self.per_image = alpha,per_image
     def before_batch(self, learn):
         if not learn.training: return
-        x,self.idx,self.lam = cutmix(_tensors(learn.batch)[0], self.alpha, self.per_image)
+        x,*learn.mix = cutmix(_tensors(learn.batch)[0], self.alpha, self.per_image)
+        self.idx,self.lam = learn.mix
         learn.batch = tfm_batch(learn.batch, lambda _: x)
     def after_loss(self, learn):
         if not learn.training: return
-        lam,n_classes = self.lam[:,None],_tensors(learn.preds)[0].shape[1]
+        (idx,lam),n_classes = learn.mix,_tensors(learn.preds)[0].shape[1]
         def soft(y):
             y = y if y.is_floating_point() else F.one_hot(y, n_classes)
-            return lam*y+(1-lam)*y[self.idx]
+            w = lam.view(-1, *[1]*(y.ndim-1))
+            return w*y+(1-w)*y[idx]
         targs = split_batch(tfm_batch(learn.batch, tfm_y=soft), learn.n_inp)[1]
         learn.loss = call_with(learn.loss_func, targs, learn.preds)
 
@@ -224,6 +227,7 @@ def _cat(bs): # Join batches of any structure row by row; the only item of a tup
 
 class CapturePreds(Callback):
     "Keeps a pass's predictions `all_preds` and targets `all_targs`, with `inps` also its inputs `all_inps`, on the CPU"
+    skip_dry_run = True
     def __init__(self, inps=False): self.inps,self.batches = inps,[]
     def after_batch(self, learn): self.batches.append(to_cpu((learn.preds, learn.yb, learn.xb if self.inps else ())))
     def cleanup_epoch(self, learn):
@@ -269,7 +273,7 @@ def confusion(learn)->pd.DataFrame: # A row for each class, a column for each pr
     "How many validation images of each class were taken for which class"
     preds,y,names = _classified(learn)
     k = len(names)
-    return pd.DataFrame((y*k+preds.argmax(1)).bincount(minlength=k*k).view(k,k).numpy(), names, names)
+    return pd.DataFrame((y.long()*k+preds.argmax(1)).bincount(minlength=k*k).view(k,k).numpy(), names, names)
 
 def class_report(learn)->pd.DataFrame:
     "Precision, recall and number of the validation images of each class"
@@ -298,6 +302,8 @@ def _as_loader(data, dls):
         if x.min()<0 or x.max()>1: raise ValueError(f'The images in dls.valid run from {x.min():.3g} to {x.max():.3g}, '
             'not from 0 to 1: pass a tensor (c,h,w) that was made as they are.')
         c,h,w = x.shape[1:]
+        data = ImageOps.exif_transpose(data)
+        if data.mode[0] in 'IF': raise ValueError(f'The mode {data.mode} is not one of 8 bits: pass a tensor (c,h,w).')
         data = pil_to_tensor(ImageOps.fit(data.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]), (w,h)))
     if not isinstance(data, torch.Tensor): return data
     data = data[None] if data.ndim==3 else data
@@ -316,6 +322,7 @@ def get_preds(self:Learner, data=None, cbs=None): # Predictions, without targets
 def classify(self:Learner, im)->tuple: # Name and probability of the likeliest class
     "Tell what an image shows, a PIL image or a tensor (c,h,w)"
     p = self.get_preds(im)[0].softmax(0)
+    if p.numel()<2: raise ValueError('The model has one output, and no classes to tell apart: use get_preds.')
     return _names(self, len(p))[p.argmax()], p.max().item()
 
 # %% ../nbs/14_augment.ipynb #6c30d28a
@@ -326,7 +333,9 @@ class TTACB(Callback):
         self.views,self.probs = [v if isinstance(v, (tuple,list)) else (v, fc.noop) for v in views],probs
         if not self.views: raise ValueError('views is empty: give at least one function, for example fc.noop.')
     def _mean(self, *preds):
-        preds = torch.stack(preds)
+        if self.probs and (preds[0].ndim<2 or preds[0].shape[1]<2): raise ValueError(
+            f'Predictions {tuple(preds[0].shape)} are no scores of two classes or more: pass probs=False.')
+        preds = torch.stack([p.float() if p.dtype in (torch.half,torch.bfloat16) else p for p in preds])
         return preds.log_softmax(2).logsumexp(0)-math.log(len(preds)) if self.probs else preds.mean(0)
     def after_predict(self, learn):
         if learn.training: return
@@ -368,6 +377,7 @@ def ensemble(learners, views=(fc.noop,), probs=True, dl=None)->tuple: # Mean pre
 # %% ../nbs/14_augment.ipynb #be843ea3
 class MCDropoutCB(Callback):
     "Leaves dropout on in validation"
+    order = 100  # after `EMACB`, which validates with another model
     def before_epoch(self, learn):
         for m in learn.model.modules():
             if isinstance(m, nn.modules.dropout._DropoutNd): m.train()
@@ -385,12 +395,15 @@ class _Program(nn.Module): # A model behind transforms of batches, which may exp
 @fc.patch
 def export(self:Learner, path): # A file .pt2 for `torch.export.load`, or .onnx
     "Save model and transforms of validation batches as a program that runs without miniai, for batches of any size"
-    with no_trace(self): xb = _tensors(split_batch(to_cpu(next(iter(self.dls.valid))), self.n_inp)[0])
+    with no_trace(self): b = to_cpu(next(iter(self.dls.valid)))
+    if isinstance(b, Mapping): raise TypeError(f'A program takes inputs in order, but this batch is a dict of {[*b]}: '
+                                               'export a learner whose loaders give tuples.')
+    xb = _tensors(split_batch(b, self.n_inp)[0])
     xb = *(torch.cat([t,t])[:2] for t in xb),  # two rows, as a size of 1 would be kept fixed
     model = copy.deepcopy(self.model).to('cpu', memory_format=torch.contiguous_format).eval().requires_grad_(False)
-    tfms = [cb.tfm for cb in self.cbs if isinstance(cb, BatchTransformCB) and cb.on_val]
+    tfms = sorted((cb for cb in self.cbs if isinstance(cb, BatchTransformCB) and cb.on_val), key=attrgetter('order'))
     rows = ({0: torch.export.Dim.DYNAMIC},)*len(xb),
-    program = torch.export.export(_Program(model, tfms), xb, dynamic_shapes=rows)
+    program = torch.export.export(_Program(model, [cb.tfm for cb in tfms]), xb, dynamic_shapes=rows)
     names = '\n'.join(getattr(self.dls, 'vocab', None) or [])
     if not str(path).endswith('.onnx'): return torch.export.save(program, path, extra_files={'vocab.txt': names})
     try: torch.onnx.export(program, f=path, external_data=False, verbose=False)

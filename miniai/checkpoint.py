@@ -76,14 +76,16 @@ class CheckpointCB(Callback):
         self.path,self.restart,self.identity = Path(path),restart,identity
 
     def _parts(self, learn):
-        cbs = {f'{i} {type(cb).__name__}': cb for i,cb in enumerate(learn.cbs) if hasattr(cb, 'state_dict')}
-        return dict(model=learn.model, optimizer=learn.opt, **cbs)
+        scaler = {'scaler': learn.scaler} if hasattr(learn, 'scaler') else {}
+        return dict(model=learn.model, optimizer=learn.opt) | self._cbs(learn) | scaler
+    def _cbs(self, learn):
+        return {f'{i} {type(cb).__name__}': cb for i,cb in enumerate(learn.cbs) if hasattr(cb, 'state_dict')}
     def _identity(self, learn):
         dl,groups = learn.dls.train,learn.opt.param_groups
         ds = getattr(dl, 'dataset', dl)
         nums = {k: [g[k] for g in groups] for k,v in groups[0].items() if type(v) in (int,float,tuple)}
         return dict(
-            n_epochs=learn.n_epochs, callbacks=list(self._parts(learn))[2:], optimizer=type(learn.opt).__name__, **nums,
+            n_epochs=learn.n_epochs, callbacks=[*self._cbs(learn)], optimizer=type(learn.opt).__name__, **nums,
             precision=sorted({str(p.dtype) for p in learn.model.parameters()}),
             batch_size=getattr(dl, 'batch_size', None),
             data=digest(getattr(ds, '__dict__', {})) + getattr(ds, '_fingerprint', '')) | self.identity
@@ -116,37 +118,44 @@ class CheckpointCB(Callback):
         self.state = None
 
 # %% ../nbs/15_checkpoint.ipynb #c1a00030
-def _stale(learn, col): # Epochs since the one of this fit with the best `col`
-    rows = [r for r in learn.history if r['epoch']>learn.metrics.trained]
+def _history(learn):
+    if getattr(learn, 'metrics', None) in learn.cbs: return learn.history
+    raise RuntimeError('There is no history: add MetricsCB() to cbs.')
+
+def _stale(learn, col, lower): # Epochs since the one of this fit with the best `col`
+    rows = [r for r in _history(learn) if r['epoch']>learn.metrics.trained]
     if col not in rows[-1]: raise ValueError(f"The history has no {col!r}: choose from {', '.join(rows[-1])}.")
     vals = np.array([r[col] for r in rows])
-    if 'loss' not in col and 'error' not in col: vals = -vals
+    if not ('loss' in col or 'error' in col if lower is None else lower): vals = -vals
     return len(vals)-1 - np.nan_to_num(vals, nan=np.inf).argmin()
 
 class SaveBestCB(Callback):
     "Keeps the weights of the epoch with the best `col` of the history, and loads them when the fit ends"
-    order,skip_dry_run,best = ProgressCB.order+1,True,None
-    def __init__(self, col='valid_loss', path=None): # A file for them too, which `load_safely` reads
-        self.col,self.path = col,path
+    order,skip_dry_run,best,begun = ProgressCB.order+1,True,None,False
+    def __init__(self, col='valid_loss', path=None, # A file for them too, which `load_safely` reads
+                 lower=None): # Is lower better? None says so of a `col` with loss or error in its name
+        self.col,self.path,self.lower = col,path,lower
     def before_fit(self, learn):
-        if learn.does_train: self.best = None
+        if learn.does_train: self.best,self.begun = None,True
     def after_epoch(self, learn):
-        if not learn.does_train or learn.training and learn.does_valid or _stale(learn, self.col): return
+        if not learn.does_train or learn.training and learn.does_valid or _stale(learn, self.col, self.lower): return
         self.best = map_batch(torch.clone, learn.model.state_dict())
         if self.path and not rank_distrib(): save_safely(self.best, self.path)
     def cleanup_fit(self, learn):
-        if learn.does_train and self.best: learn.model.load_state_dict(self.best)
+        if self.begun and self.best: learn.model.load_state_dict(self.best)
+        self.begun = False
     def state_dict(self): return {'best': self.best}
     def load_state_dict(self, state): self.best = state['best']
 
 class EarlyStopCB(Callback):
     "Ends the fit when `col` of the history has not become better for `patience` epochs"
     order,skip_dry_run = ProgressCB.order+1,True
-    def __init__(self, col='valid_loss', patience=3): self.col,self.patience = col,patience
+    def __init__(self, col='valid_loss', patience=3, lower=None): # `lower` as in `SaveBestCB`
+        self.col,self.patience,self.lower = col,patience,lower
     def before_epoch(self, learn):
-        if not (learn.training and learn.epoch) or _stale(learn, self.col)<self.patience: return
-        if not rank_distrib(): print(f'Stopped after epoch {learn.history[-1]["epoch"]}: for {self.patience} epochs {self.col} has '
-                                     'not become better.', flush=True)
+        if not (learn.training and learn.epoch) or _stale(learn, self.col, self.lower)<self.patience: return
+        if not rank_distrib(): print(f'Stopped after epoch {learn.history[-1]["epoch"]}: for {self.patience} epochs '
+                                     f'{self.col} has not become better.', flush=True)
         raise CancelFitException()
 
 # %% ../nbs/15_checkpoint.ipynb #c1a00041
@@ -156,7 +165,7 @@ class LogCB(Callback):
     def __init__(self, to): self.to = to
     def after_epoch(self, learn):
         if not learn.does_train or learn.training and learn.does_valid or rank_distrib(): return
-        row = learn.history[-1]
+        row = _history(learn)[-1]
         if hasattr(self.to, 'add_scalar'):
             for k,v in row.items(): self.to.add_scalar(k, v, row['epoch'])
         elif hasattr(self.to, 'log'): self.to.log(row)

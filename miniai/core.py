@@ -90,7 +90,8 @@ def _tensors(b): # All tensors in `b`, in order
 def check_whole(least=1, **vals):
     "Insist that all of `vals`, numbers or lists of them, are whole and not below `least`"
     for nm,v in vals.items():
-        if not all(isinstance(o, Integral) and o>=least for o in (v if isinstance(v, (list,tuple)) else [v])):
+        if isinstance(v, (list,tuple)): check_whole(least, **{f'{nm}[{i}]': o for i,o in enumerate(v)})
+        elif not isinstance(v, Integral) or v<least:
             raise ValueError(f'{nm} is {v!r}, it has to be a whole number of at least {least}.')
 
 def set_seed(seed, deterministic=False):

@@ -130,7 +130,7 @@ def inplace(f):
 def tensor_images(b):
     "Turn the PIL images in the column `image` into float tensors (c,h,w) in [0,1], for `with_transform`"
     from torchvision.transforms.functional import to_tensor
-    b['image'] = [to_tensor(im) for im in b['image']]
+    b['image'] = [to_tensor(im.convert('RGB') if im.mode=='P' else im) for im in b['image']]
 
 # %% ../nbs/05_datasets.ipynb #4866621d
 def _collate_columns(rows, columns): return tuple(map(default_collate(rows).__getitem__, columns))
@@ -169,10 +169,9 @@ class TensorLoader:
         self.sampler = SeededSampler(len(x), _seed(seed)) if shuffle else None
     def __len__(self): return (len(self.x) + (0 if self.drop_last else self.batch_size-1))//self.batch_size
     def __iter__(self):
-        idx,bs = self.sampler and self.sampler.permutation().to(self.x.device), self.batch_size
-        for i in range(0, len(self)*bs, bs):
-            rows = slice(i, i+bs) if idx is None else idx[i:i+bs]
-            x = self.x[rows]
+        idx,bs = self.sampler.permutation() if self.sampler else torch.arange(len(self.x)), self.batch_size
+        for rows in idx.to(self.x.device).split(bs)[:len(self)]:
+            x = self.x[rows]  # a copy, so nobody can change the data in place
             yield (x.float().div_(255) if x.dtype==torch.uint8 else x), self.y[rows]
 
 # %% ../nbs/05_datasets.ipynb #68553c3e
@@ -190,6 +189,7 @@ def fashion_tensors(path=None, sample=False, device=None)->Splits: # `uint8` (n,
 def hold_out(splits, n, seed=0)->Splits:
     "Set `n` random images of `splits['train']` aside as the split `valid`"
     x,y = splits['train']
+    check_whole(n=n)
     if not 0<n<len(x): raise ValueError(f'Cannot hold out {n} of {len(x)} training images: take from 1 to {len(x)-1}.')
     idx = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     parts = {'train': (x[idx[n:]], y[idx[n:]]), 'valid': (x[idx[:n]], y[idx[:n]])}

@@ -186,7 +186,8 @@ class Learner:
         self.opt = self.batch = self.preds = self.loss = self._active = None
         self.losses,self._busy,self._listening = [],(),{}
 
-    def __getstate__(self): return {**vars(self), 'preds': None, 'loss': None}  # tensors of a graph cannot be copied
+    def __getstate__(self): # tensors of a graph cannot be copied, and a copy is in no fit
+        return vars(self) | dict(preds=None, loss=None, _busy=(), _active=None, _listening={})
     training = property(attrgetter('model.training'))
     history = property(attrgetter('metrics.history'), doc='The rows of `MetricsCB`, one for each epoch')
     xb = property(lambda self: split_batch(self.batch, self.n_inp)[0])
@@ -255,6 +256,7 @@ def fit(self:Learner, n_epochs=1, train=True, valid=True, # Without `train`, not
         cbs=None, lr=None): # More callbacks and the learning rate, both for this fit alone
     "Train and validate for `n_epochs` epochs"
     check_whole(0, n_epochs=n_epochs)
+    if not {train,valid}<={True,False}: raise TypeError(f'train={train} and valid={valid} are no booleans: pass lr=...')
     if n_epochs==0: return
     with nullcontext() if train else no_trace(self):
         ours = 'cbs','logger','_listening','_busy','_active'
@@ -264,7 +266,10 @@ def fit(self:Learner, n_epochs=1, train=True, valid=True, # Without `train`, not
             self.cbs,self._listening,self._busy = stay+_objects(cbs),{},(*self._busy,self._active)
             self.n_epochs,self.does_train,self.does_valid,self.epoch,self.iter = n_epochs,train,valid,0,-1
             _check_fit(self)
-            if train: self.opt = self.opt_func(self.model.parameters(), self.lr if lr is None else lr)
+            if train:
+                self.model.zero_grad()
+                lr = self.lr if lr is None else lr
+                self.opt = self.opt_func(self.model.parameters(), lr.item() if isinstance(lr, np.generic) else lr)
             self._fit()
         except KeyboardInterrupt as e: raise e.with_traceback(None if fc.IN_NOTEBOOK else e.__traceback__)
         finally: vars(self).update(kept)
@@ -412,7 +417,7 @@ class MetricsCB(Callback):
         self.loss.update(learn.losses[-1], _tensors(learn.batch)[0].shape[0])
     def after_epoch(self, learn):
         res = {nm: m.compute() for nm,m in {'loss': self.loss, **self.metrics}.items()}
-        res = {nm: v.item() if getattr(v, 'numel', lambda: 0)()==1 else v for nm,v in res.items()}
+        res = {nm: v.item() if math.prod(getattr(v, 'shape', [0]))==1 else v for nm,v in res.items()}
         kind,new = 'train' if learn.training else 'valid',not self.row
         self.row['epoch'] = self.trained + (learn.epoch+1 if learn.does_train else 0)
         self.row |= {f'{kind}_{nm}': v for nm,v in (*res.items(), ('seconds', time.perf_counter()-self.start))}
@@ -514,6 +519,7 @@ def plot_history(history):
 # %% ../nbs/09_learner.ipynb #ac562257
 class LRFinderCB(Callback):
     "Multiplies the rate by `gamma` after each batch, up to `end_lr` or until the loss is `max_mult` times its lowest"
+    skip_dry_run = True
     def __init__(self, gamma=1.3, max_mult=3, start_lr=1e-5, end_lr=10.):
         if not (gamma>1 and 0<start_lr<end_lr): raise ValueError(
             f'Rates have to rise, gamma above 1 and 0 < start_lr < end_lr, but got {gamma}, {start_lr}, {end_lr}.')
@@ -523,7 +529,7 @@ class LRFinderCB(Callback):
         top = max(g['lr'] for g in groups)
         for g in groups: g['lr'] = self.start_lr*(g['lr']/top if top else 1)
     def after_batch(self, learn):
-        loss,lr = learn.loss.item(),max(g['lr'] for g in learn.opt.param_groups)
+        loss,lr = learn.loss.item(),float(max(g['lr'] for g in learn.opt.param_groups))
         if not math.isfinite(loss): raise CancelFitException()
         self.lrs.append(lr)
         self.losses.append(loss)

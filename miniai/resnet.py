@@ -101,7 +101,7 @@ def _shape(o):
 
 # %% ../nbs/13_resnet.ipynb #7f85f1aa
 class _SummaryCB(Callback): # Watches one forward pass, as the last before it and the first after it, and ends the fit
-    order = math.inf
+    order,skip_dry_run = math.inf,True
     def __init__(self): self.stack,self.starts,self.seen = ExitStack(),[],{}
     def before_batch(self, learn):
         learn.model = getattr(learn.model, '_orig_mod', learn.model)  # of a compiled model, the one that was written

@@ -194,6 +194,6 @@ class Muon(torch.optim.Optimizer):
                 avg = self.state[p]['avg'] = g['momentum']*self.state[p].get('avg', 0) + p.grad
                 step = p.grad.add(avg, alpha=g['momentum'])
                 if p.ndim==4:
-                    p.mul_(len(p)**.5/p.norm())
+                    p.mul_(len(p)**.5/p.norm().clamp_min(1e-7))
                     step = orthogonalize(step.flatten(1)).view_as(p)
                 p.sub_(step, alpha=g['lr'])
