@@ -189,7 +189,7 @@ def fashion_tensors(path=None, sample=False, device=None)->Splits: # `uint8` (n,
 def hold_out(splits, n, seed=0)->Splits:
     "Set `n` random images of `splits['train']` aside as the split `valid`"
     x,y = splits['train']
-    check_whole(n=n)
+    check_whole(0, n=n)
     if not 0<n<len(x): raise ValueError(f'Cannot hold out {n} of {len(x)} training images: take from 1 to {len(x)-1}.')
     idx = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     parts = {'train': (x[idx[n:]], y[idx[n:]]), 'valid': (x[idx[:n]], y[idx[:n]])}

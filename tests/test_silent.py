@@ -24,8 +24,8 @@ def image_dls(bs=8, n=36, size=8):
 
 def images(cbs=None, opt_func=optim.AdamW, loss_func=F.cross_entropy, k=3, **kwargs):
     set_seed(0)
-    model = nn.Sequential(nn.Conv2d(1,4,3,padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-                          nn.Linear(16,k))
+    model = nn.Sequential(nn.Conv2d(1,4,3,padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+                          nn.Flatten(), nn.Linear(16,k))
     return TrainLearner(model, image_dls(**kwargs), loss_func, .01, cbs, opt_func)
 
 # ---- data
@@ -92,7 +92,8 @@ def test_a_look_amid_a_mixed_batch(event, order, look):
 
 def test_a_look_between_backward_and_step_in_half_precision():
     look = lambda learn: learn.dry_run or learn.lr_find(show=False)
-    plain,looked = (images([MixedPrecision(torch.bfloat16), MetricsCB(), *cbs]) for cbs in ([], [At('after_backward', look)]))
+    half = lambda: MixedPrecision(torch.bfloat16)
+    plain,looked = (images([half(), MetricsCB(), *cbs]) for cbs in ([], [At('after_backward', look)]))
     for learn in (plain,looked): learn.fit(2)
     assert rows(plain)==rows(looked)
     copy.deepcopy(looked).fit(1)
@@ -147,7 +148,8 @@ def test_gradients_of_an_earlier_fit_are_gone():
     assert any(p.grad is not None for p in [*learn.model.parameters()][:-2])
     learn.opt_func = optim.SGD
     seen = []
-    learn.fit(1, cbs=[At('before_batch', lambda l: seen.append([p.grad for p in l.model.parameters()])), SingleBatchCB()])
+    look = At('before_batch', lambda l: seen.append([p.grad for p in l.model.parameters()]))
+    learn.fit(1, cbs=[look, SingleBatchCB()])
     assert seen[0]==[None]*len(seen[0])
 
 def test_clip_looks_at_the_optimizers_parameters():
@@ -156,7 +158,8 @@ def test_clip_looks_at_the_optimizers_parameters():
     learn = toy(cbs=[clip], opt_func=head)
     for _ in range(2): learn.fit(1, cbs=SingleBatchCB())
     norms = []
-    learn.fit(3, cbs=At('after_backward', lambda l: norms.append(sum(p.grad.norm()**2 for p in [*l.model.parameters()][-2:])**.5)))
+    def norm(learn): norms.append(sum(p.grad.norm()**2 for p in [*learn.model.parameters()][-2:])**.5)
+    learn.fit(3, cbs=At('after_backward', norm))
     assert torch.isclose(clip.norm, norms[-1])
 
 @pytest.mark.parametrize('kw', [dict(train=.01), dict(valid='no')])
