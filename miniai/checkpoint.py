@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from .core import map_batch, random_state, set_random_state
 from .learner import Callback, CancelFitException, ProgressCB
+from .sgd import BaseSchedCB
 
 # %% ../nbs/15_checkpoint.ipynb #307cc0ce
 @contextmanager
@@ -84,6 +85,8 @@ class CheckpointCB(Callback):
         dl,groups = learn.dls.train,learn.opt.param_groups
         ds = getattr(dl, 'dataset', dl)
         nums = {k: [g[k] for g in groups] for k,v in groups[0].items() if type(v) in (int,float,tuple)}
+        scheds = [getattr(cb.sched, 'keywords', {}) for cb in learn.cbs if isinstance(cb, BaseSchedCB)]
+        nums |= {k: v for kw in scheds for k,v in kw.items() if type(v) in (int,float,list)}
         return dict(
             n_epochs=learn.n_epochs, callbacks=[*self._cbs(learn)], optimizer=type(learn.opt).__name__, **nums,
             precision=sorted({str(p.dtype) for p in learn.model.parameters()}),

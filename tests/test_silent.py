@@ -262,6 +262,14 @@ def test_the_scaler_of_half_precision_goes_on(tmp_path):
     assert rows(whole)[2:]==rows(resumed)[2:] and equal(weights(whole), weights(resumed))
     assert whole.scaler.get_scale()==resumed.scaler.get_scale()
 
+def test_another_schedule_is_no_way_to_go_on(tmp_path):
+    def make(max_lr):
+        sched = BatchSchedCB(partial(OneCycle, max_lr=max_lr, total_steps=16))
+        return toy(cbs=[MetricsCB(), sched, CheckpointCB(tmp_path/'c.pt')])
+    with pytest.raises(ZeroDivisionError): make(.1).fit(4, cbs=Raises('before_epoch', ZeroDivisionError(), at=4))
+    with pytest.raises(ValueError, match=r'from a fit with max_lr 0.1 \(now 0.2\)'): make(.2).fit(4)
+    make(.1).fit(4)
+
 def test_a_class_as_a_filter():
     stats = ActivationStats(nn.ReLU)
     toy(cbs=[stats]).fit(1)
