@@ -208,7 +208,6 @@ class CutMixCB(Callback):
     def before_batch(self, learn):
         if not learn.training: return
         x,*learn.mix = cutmix(_tensors(learn.batch)[0], self.alpha, self.per_image)
-        self.idx,self.lam = learn.mix
         learn.batch = tfm_batch(learn.batch, lambda _: x)
     def after_loss(self, learn):
         if not learn.training: return

@@ -87,12 +87,12 @@ def _tensors(b): # All tensors in `b`, in order
     return found
 
 # %% ../nbs/00_core.ipynb #e37a925c
-def check_whole(least=1, **vals):
+def check_whole(least=1, why='', **vals): # `why` ends the message
     "Insist that all of `vals`, numbers or lists of them, are whole and not below `least`"
     for nm,v in vals.items():
-        if isinstance(v, (list,tuple)): check_whole(least, **{f'{nm}[{i}]': o for i,o in enumerate(v)})
+        if isinstance(v, (list,tuple)): check_whole(least, why, **{f'{nm}[{i}]': o for i,o in enumerate(v)})
         elif not isinstance(v, Integral) or v<least:
-            raise ValueError(f'{nm} is {v!r}, it has to be a whole number of at least {least}.')
+            raise ValueError(f'{nm} is {v!r}, it has to be a whole number of at least {least}{why}.')
 
 def set_seed(seed, deterministic=False):
     "Seed Python, numpy and torch; `deterministic` also insists on kernels that repeat, slower on a GPU"

@@ -38,7 +38,7 @@ class Schedule:
     "Moves each group's learning rate, and momentum if given, through its values at `points`, which are steps"
     def __init__(self, opt, total_steps, points, lr, mom=None, anneal_strategy='cos', t=0):
         n,k,o = len(_groups(opt)),len(points),type(opt).__name__
-        check_whole(total_steps=total_steps)
+        check_whole(why=f': {_total}', total_steps=total_steps)
         if not 0<=t<=total_steps: raise ValueError(f't is {t}, but has to be from 0 to total_steps={total_steps}.')
         if anneal_strategy not in anneals: raise ValueError(f'anneal_strategy {anneal_strategy!r} is not {[*anneals]}.')
         if k<2 or [*points]!=sorted({*points}): raise ValueError(f'points have to be two or more that rise: {points}.')
@@ -89,7 +89,7 @@ class OneCycle(Schedule):
     "Warms up to `max_lr` in the fraction `pct_start` of the steps, then cools down; momentum goes the other way"
     def __init__(self, opt, max_lr, total_steps, pct_start=.3, anneal_strategy='cos', cycle_momentum=True,
                  base_momentum=.85, max_momentum=.95, div_factor=25., final_div_factor=1e4):
-        check_whole(total_steps=total_steps)
+        check_whole(why=f': {_total}', total_steps=total_steps)
         peak,end = pct_start*total_steps-1,total_steps-1
         if not 0<peak<end: raise ValueError(f'pct_start={pct_start} of total_steps={total_steps} is a warm-up of '
             f'{peak+1:g} steps, not above 1 and below all: change pct_start, or take more epochs or smaller batches.')

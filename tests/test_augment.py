@@ -278,13 +278,14 @@ def test_cutmix_only_trains_on_soft_targets_and_leaves_the_labels():
             if not training: assert all((o==x).flatten(1).all(1).any() for o in xb)
 
 def test_the_gradients_of_cutmix_are_those_of_soft_targets():
-    a = image_learner([cut := CutMixCB(per_image=True)])
+    a = image_learner([CutMixCB(per_image=True)])
     grads = lambda m: [p.grad.clone() for p in m.parameters()]
     class Compares(Callback):
         def after_backward(self, learn):
             got,loss = grads(learn.model),learn.loss.item()
             y = F.one_hot(learn.batch[1], 3)
-            soft = cut.lam[:,None]*y+(1-cut.lam[:,None])*y[cut.idx]
+            idx,lam = learn.mix
+            soft = lam[:,None]*y+(1-lam[:,None])*y[idx]
             learn.model.zero_grad()
             learn.model[3].eval()
             (new := F.cross_entropy(learn.model(learn.batch[0]), soft)).backward()

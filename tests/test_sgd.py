@@ -159,7 +159,7 @@ def test_states_that_do_not_fit():
                                partial(Schedule, points=[0,9], lr=[[1,0]]*2)], ids=['onecycle','cosine','schedule'])
 @pytest.mark.parametrize('total', [0, -3, 2.5, 10., None, '10', float('nan')])
 def test_impossible_total(f, total):
-    with pytest.raises(ValueError, match='total_steps is .* whole number of at least 1'):
+    with pytest.raises(ValueError, match='total_steps is .* whole number of at least 1: epochs times batches'):
         f(two_groups(), total_steps=total)
 
 @pytest.mark.parametrize('n, pct', [(1,.3), (3,.3), (10,.1), (10,0.), (10,-.5), (10,1.), (10,1.5), (10,math.nan)])
