@@ -7,10 +7,8 @@ __all__ = ['amp_dtype', 'MixedPrecision', 'PatchConv2d', 'NarrowNorm2d', 'fast_l
            'AccelerateCB']
 
 # %% ../nbs/16_accel.ipynb #28f185f3
-import torch, fastcore.all as fc, torch.nn.functional as F
+import torch, fastcore.all as fc, torch.nn as nn, torch.nn.functional as F
 from contextlib import ExitStack
-from torch import nn
-from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .core import _tensors, check_whole, def_device, map_batch, random_state, set_random_state, to_device
 from .learner import _len, Callback, CancelBatchException, DeviceCB, Learner, Mean, MetricsCB, ProgressCB, TrainCB
@@ -61,10 +59,9 @@ class MixedPrecision(Callback):
 class _PatchConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, stride, pad):
-        ks = w.shape[2]
+        ks,w = w.shape[2],w.permute(0,2,3,1).flatten(1)
         x = F.pad(x.permute(0,2,3,1), (0,0,pad,pad,pad,pad))
         patches = x.unfold(1, ks, stride).unfold(2, ks, stride).movedim(3, -1).flatten(3)
-        w = w.permute(0,2,3,1).flatten(1)
         ctx.save_for_backward(patches, w)
         ctx.sizes = x.shape,ks,stride,pad
         return (patches@w.T).permute(0,3,1,2)
@@ -73,11 +70,10 @@ class _PatchConv(torch.autograd.Function):
     def backward(ctx, grad):
         (patches,w),(shape,ks,stride,pad) = ctx.saved_tensors,ctx.sizes
         grad,dx = grad.permute(0,2,3,1),grad.new_zeros(shape)
-        h,wd = grad.shape[1:3]
+        dxs = dx.unfold(1, ks, stride).unfold(2, ks, stride)  # the patches of dx, as a view
         dpatches = (grad@w).unflatten(-1, (ks,ks,shape[3]))
         for i in range(ks):
-            for j in range(ks):
-                dx[:, i:i+stride*(h-1)+1:stride, j:j+stride*(wd-1)+1:stride] += dpatches[:,:,:,i,j]
+            for j in range(ks): dxs[...,i,j].add_(dpatches[:,:,:,i,j])
         dw = (grad.flatten(0,2).T@patches.flatten(0,2)).unflatten(1, (ks,ks,shape[3]))
         return dx[:, pad:shape[1]-pad, pad:shape[2]-pad].permute(0,3,1,2), dw.permute(0,3,1,2), None, None
 
@@ -133,7 +129,7 @@ class ClipCB(Callback):
     def __init__(self, max_norm=1.): self.max_norm = max_norm
     def after_backward(self, learn):
         groups = getattr(learn.opt, 'param_groups', None) or [{'params': learn.model.parameters()}]
-        self.norm = clip_grad_norm_([p for g in groups for p in g['params']], self.max_norm)
+        self.norm = nn.utils.clip_grad_norm_([p for g in groups for p in g['params']], self.max_norm)
 
 # %% ../nbs/16_accel.ipynb #a16ema01
 class EMACB(Callback):
@@ -199,6 +195,5 @@ class AccelerateCB(Callback):
     cleanup_batch = after_predict
     def after_epoch(self, learn):
         for m in [] if self._alone(learn) else self.means:
-            both = torch.tensor([m.total, m.n], dtype=torch.double, device=self.acc.device)
-            total,m.n = self.acc.reduce(both).tolist()
-            m.sums = [(total, 1)]
+            tot,m.n = self.acc.reduce(torch.tensor([m.total, m.n], dtype=torch.double, device=self.acc.device)).tolist()
+            m.sums = [(tot, 1)]

@@ -6,10 +6,8 @@
 __all__ = ['Hook', 'Hooks', 'HooksCallback', 'ActivationStats']
 
 # %% ../nbs/10_activations.ipynb #61d7249f
-import warnings, weakref
+import warnings, weakref, fastcore.all as fc, matplotlib.pyplot as plt, numpy as np, torch, torch.nn as nn
 from functools import partial
-import fastcore.all as fc, matplotlib.pyplot as plt, numpy as np, torch
-from torch.nn import Module
 from .learner import Callback
 
 # %% ../nbs/10_activations.ipynb #dff9eb5b
@@ -17,7 +15,7 @@ class Hook:
     "Calls `f(hook, module, inputs, output)` after each forward of `m`; a result other than None replaces the output"
     handle = None
     def __init__(self, m, f):
-        if not isinstance(m, Module): raise TypeError(f'A hook needs a module, not {m!r}: use model.modules().')
+        if not isinstance(m, nn.Module): raise TypeError(f'A hook needs a module, not {m!r}: use model.modules().')
         ref = weakref.ref(self)  # the module keeps `call`, so `call` must not keep the hook
         def call(mod, inp, outp):
             if (hook := ref()) and hook.handle: return f(hook, mod, inp, outp)
@@ -72,8 +70,7 @@ class HooksCallback(Callback):
 
 # %% ../nbs/10_activations.ipynb #a6d1ad59
 def _append_stats(hook, mod, inp, outp, bins, top):
-    if not isinstance(outp, torch.Tensor):
-        raise TypeError(f'{type(mod).__name__} returns a {type(outp).__name__}, not a tensor: change mod_filter.')
+    if not isinstance(outp, torch.Tensor): raise TypeError(f'The output is a {type(outp).__name__}: change mod_filter.')
     acts = torch.atleast_1d(outp.detach()).float()
     part = acts[:max(1, 100_000*len(acts)//acts.numel())].abs().mul(bins/top)
     part = part.nan_to_num(bins).clamp_max(bins-1).long().flatten()
@@ -97,12 +94,11 @@ class ActivationStats(HooksCallback):
 
     def _lines(self, figsize, fig, *charts):
         layers = self.layers()
-        k = -(-len(layers)//12)  # columns of the legend
+        k,colors = -(-len(layers)//12),plt.cm.viridis(np.linspace(0, .9, len(layers)))  # `k` columns in the legend
         fig = fig or plt.figure(figsize=figsize or (4*len(charts)+1.5*k, 3), layout='constrained')
         axs = fig.subplots(1, len(charts), squeeze=False)[0]
         for ax,(col,title,ylabel) in zip(axs, charts):
-            for (nm,s),c in zip(layers.items(), np.linspace(0, .9, len(layers))):
-                ax.plot(s[:,col], color=plt.cm.viridis(c), label=nm)
+            for (nm,s),c in zip(layers.items(), colors): ax.plot(s[:,col], color=c, label=nm)
             ax.set(title=title, xlabel='batch', ylabel=ylabel)
         axs[-1].legend(loc='upper left', bbox_to_anchor=(1.02,1), fontsize='small', ncols=k)
         return axs

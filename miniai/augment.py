@@ -13,15 +13,13 @@ __all__ = ['wide', 'model2', 'model3', 'model4', 'poolnet', 'flip_views', 'shift
 import copy, math, random, fastcore.all as fc, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from collections.abc import Mapping
 from functools import partial
-from operator import attrgetter
 from PIL import ImageOps
 from torch import nn
 from torch.utils._pytree import tree_map
-from .core import _tensors, check_whole, show_image, show_images, subplots, to_cpu
+from .core import _tensors, check_whole, map_batch, show_image, show_images, to_cpu
 from .datasets import DataLoaders, TensorLoader
 from .init import BatchTransformCB, conv
-from .learner import Callback, CancelBatchException, CancelFitException, DeviceCB, Learner
-from .learner import call_with, no_trace, split_batch
+from .learner import _listeners, Callback, CancelBatchException, CancelFitException, Learner, call_with, no_trace
 from .resnet import ResBlock, get_model
 
 # %% ../nbs/14_augment.ipynb #617834ce
@@ -81,10 +79,10 @@ def show_image_batch(self:Learner, max_n=16, cbs=None, title='A batch, as the mo
     return show_images(_drawable(_tensors(first.kept)[0][:max_n]), title=title, **kwargs)
 
 # %% ../nbs/14_augment.ipynb #9bab1088
-def _check(x):
+def _check(x, per_image=False): # How many random draws a batch of images needs, height and width
     if not x.is_floating_point(): raise TypeError(f'Images have to be floats, got {x.dtype}: of bytes, x.float()/255.')
     if x.ndim!=4: raise ValueError(f'Images have to be of shape (n,c,h,w), got {tuple(x.shape)}.')
-    return x.shape
+    return x.shape[0] if per_image else 1, *x.shape[2:]
 
 def _randint(x, shape, high): # Random integers from 0 to `high`, which may be a tensor, both ends included
     return (torch.rand(shape, device=x.device)*(high+1)).long()
@@ -101,13 +99,12 @@ class RandCrop(_RandTfm):
         super().__init__()
         fc.store_attr()
     def forward(self, x):
-        n,_,h,w = _check(x)
+        n,h,w = _check(x, self.per_image)
         pad,(nh,nw) = self.padding,self.size or (h,w)
         if pad<0 or not 0<nh<=h+2*pad or not 0<nw<=w+2*pad: raise ValueError(
             f'Cannot crop {nh}×{nw} out of {h}×{w} with padding {pad}: take a smaller size or more padding.')
         def places(old, new):
-            start = _randint(x, (n if self.per_image else 1, 1), old+2*pad-new)-pad
-            return (start+torch.arange(new, device=x.device)).clamp(0, old-1)
+            return (_randint(x, (n,1), old+2*pad-new)-pad+torch.arange(new, device=x.device)).clamp(0, old-1)
         return _take(x, places(h, nh)[:,:,None]*w + places(w, nw)[:,None])
 
 class RandFlip(_RandTfm):
@@ -117,13 +114,12 @@ class RandFlip(_RandTfm):
         if not 0<=p<=1: raise ValueError(f'p is {p}, it has to be from 0 to 1.')
         fc.store_attr()
     def forward(self, x):
-        n = _check(x)[0]
-        return torch.where(torch.rand((n if self.per_image else 1,1,1,1), device=x.device)<self.p, x.flip(-1), x)
+        return torch.where(torch.rand((_check(x, self.per_image)[0],1,1,1), device=x.device)<self.p, x.flip(-1), x)
 
 # %% ../nbs/14_augment.ipynb #2e994bd7
 class AltFlipCB(Callback):
     "Flips half of the images in one training epoch, and the other half in the next; `seed` chooses the halves"
-    order = DeviceCB.order+.5
+    order = BatchTransformCB.order-.5
     def __init__(self, seed=0): self.seed = seed
     def half(self, x):
         "Which images are flipped in the first epoch"
@@ -141,19 +137,16 @@ def _check_boxes(pct, max_num):
     if not 0<pct<=1: raise ValueError(f'pct is {pct}, it has to be a fraction of height and width: above 0, at most 1.')
     check_whole(0, max_num=max_num)
 
-def _box_mask(x, top, left, bh, bw):
-    "Mask of the boxes of height `bh` and width `bw` at `top` and `left`, all of one shape; adds two dimensions"
+def _box_mask(x, top, left, bh, bw): # Mask of boxes `bh` high and `bw` wide at `top`, `left`; adds two dimensions
     rows,cols = (torch.arange(s, device=x.device)-at[...,None] for s,at in zip(x.shape[-2:], (top,left)))
     return ((rows>=0)&(rows<bh))[...,:,None] & ((cols>=0)&(cols<bw))[...,None,:]
 
-def _rand_boxes(x, pct, max_num, per_image):
-    "Places of up to `max_num` random boxes, (n or 1,max_num), the room that they had, and their masks"
-    n,_,h,w = _check(x)
+def _rand_boxes(x, pct, max_num, per_image): # Places (n or 1,max_num) of random boxes, the room they had, and masks
+    n,h,w = _check(x, per_image)
     _check_boxes(pct, max_num)
     bh,bw = max(1, int(pct*h)),max(1, int(pct*w))
-    shape = (n if per_image else 1, max_num)
-    top,left = _randint(x, shape, h-bh),_randint(x, shape, w-bw)
-    on = torch.arange(max_num, device=x.device)<_randint(x, (shape[0],1), max_num)
+    top,left = (_randint(x, (n,max_num), room) for room in (h-bh, w-bw))
+    on = torch.arange(max_num, device=x.device)<_randint(x, (n,1), max_num)
     return top, left, (h-bh, w-bw), _box_mask(x, top, left, bh, bw) & on[...,None,None]
 
 def rand_erase(x, pct=.2, max_num=4, per_image=False):
@@ -179,8 +172,7 @@ def rand_copy(x, pct=.2, max_num=4, per_image=False):
     top,left,room,mask = _rand_boxes(x, pct, max_num, per_image)
     h,w = x.shape[-2:]
     shift = (_randint(x, top.shape, room[0])-top)*w + _randint(x, top.shape, room[1])-left
-    place = torch.arange(h*w, device=x.device).view(1,h,w)
-    src = place.expand(len(top),h,w)
+    src = place = torch.arange(h*w, device=x.device).view(1,h,w)
     for i in range(max_num): src = torch.where(mask[:,i], place+shift[:,i,None,None], src)
     return _take(x, src)
 
@@ -191,13 +183,13 @@ class RandCopy(_RandBoxes):
 # %% ../nbs/14_augment.ipynb #90c14831
 def cutmix(x, alpha=1., per_image=False)->tuple: # New images, index of each one's partner, fraction (n,) of its own
     "Replace a patch of each image by that of another one in the batch; its area is drawn from Beta(`alpha`, `alpha`)"
-    n,_,h,w = _check(x)
+    n,h,w = _check(x, per_image)
     if not alpha>0: raise ValueError(f'alpha is {alpha}, it has to be above 0.')
-    side = (1-torch.distributions.Beta(alpha, alpha).sample((n if per_image else 1,))).sqrt().to(x.device)[:,None]
+    side = (1-torch.distributions.Beta(alpha, alpha).sample((n,))).sqrt().to(x.device)[:,None]
     bh,bw = (side*h).round(),(side*w).round()
     mask = _box_mask(x, _randint(x, bh.shape, h-bh), _randint(x, bw.shape, w-bw), bh[...,None], bw[...,None])
-    idx = (torch.arange(n, device=x.device)+1+_randint(x, (), n-2)) % n
-    return torch.where(mask, x[idx], x), idx, (1-bh*bw/(h*w))[:,0].expand(n)
+    idx = (torch.arange(len(x), device=x.device)+1+_randint(x, (), len(x)-2)) % len(x)
+    return torch.where(mask, x[idx], x), idx, (1-bh*bw/(h*w))[:,0].expand(len(x))
 
 class CutMixCB(Callback):
     "Trains on images from `cutmix`, with a loss for soft targets that say how much of which class they show"
@@ -216,8 +208,7 @@ class CutMixCB(Callback):
             y = y if y.is_floating_point() else F.one_hot(y, n_classes)
             w = lam.view(-1, *[1]*(y.ndim-1))
             return w*y+(1-w)*y[idx]
-        targs = split_batch(tfm_batch(learn.batch, tfm_y=soft), learn.n_inp)[1]
-        learn.loss = call_with(learn.loss_func, targs, learn.preds)
+        learn.loss = call_with(learn.loss_func, map_batch(soft, learn.yb), learn.preds)
 
 # %% ../nbs/14_augment.ipynb #5b4e5d1c
 def _cat(bs): # Join batches of any structure row by row; the only item of a tuple comes alone
@@ -243,12 +234,10 @@ def capture_preds(self:Learner, cbs=None, inps=False, dl=None)->tuple: # Predict
     return cp.all_preds, cp.all_targs, *([cp.all_inps] if inps else [])
 
 # %% ../nbs/14_augment.ipynb #e2
-def _classified(learn, **kwargs):
-    "Scores (n,classes), labels (n,) and perhaps inputs of the validation data, and the names of the classes"
+def _classified(learn, **kwargs): # Scores and labels of the validation data, perhaps inputs, and names of the classes
     preds,y,*x = (fc.first(_tensors(o)) for o in learn.capture_preds(**kwargs))
-    shapes = [None if o is None else tuple(o.shape) for o in (preds,y)]
-    if preds.ndim!=2 or shapes[1]!=(len(preds),):
-        raise ValueError(f'Classes need scores (n,classes) and labels (n,), but these are {shapes}.')
+    p,t = (o if o is None else tuple(o.shape) for o in (preds,y))
+    if len(p)!=2 or t!=p[:1]: raise ValueError(f'Classes need scores (n,classes) and labels (n,), not {p} and {t}.')
     return preds, y, *x, _names(learn, preds.shape[1])
 
 def _names(learn, n):
@@ -284,26 +273,23 @@ def plot_confusion(learn): # The figure
     "Draw `confusion`, darker where a larger fraction of the class is"
     n = confusion(learn)
     dark = n.div(n.sum(axis=1).clip(lower=1), axis=0)**.5
-    fig,(ax,) = subplots(imsize=2.5+.45*len(n))
-    show_image(dark, ax, noframe=False, cmap='Blues', vmin=0, vmax=1, title='What each class was taken for')
+    ax = show_image(dark, figsize=[2.5+.45*len(n)]*2, noframe=False, cmap='Blues', vmin=0, vmax=1)
     for i,j in zip(*n.to_numpy().nonzero()):
         ax.text(j, i, n.iat[i,j], ha='center', va='center', color='w' if dark.iat[i,j]>.6 else 'k')
-    ax.set(xlabel='predicted class', ylabel='class', yticks=range(len(n)), yticklabels=n.index)
+    ax.set(title='What each class was taken for', xlabel='predicted class', ylabel='class')
+    ax.set_yticks(range(len(n)), n.index)
     ax.set_xticks(range(len(n)), n.columns, rotation=90)
-    return fig
+    return ax.figure
 
 # %% ../nbs/14_augment.ipynb #n16p2
-def _as_loader(data, dls):
-    "Images become a loader, with targets that mean nothing; a PIL image as large as those of `dls`, gray or in color"
+def _as_loader(data, dls): # Images get targets that mean nothing; a PIL image becomes one like those of `dls`
     if hasattr(data, 'convert'):
-        from torchvision.transforms.functional import pil_to_tensor
         x = _tensors(next(iter(dls.valid)))[0]
-        if x.min()<0 or x.max()>1: raise ValueError(f'The images in dls.valid run from {x.min():.3g} to {x.max():.3g}, '
-            'not from 0 to 1: pass a tensor (c,h,w) that was made as they are.')
-        c,h,w = x.shape[1:]
-        data = ImageOps.exif_transpose(data)
+        (c,h,w),(lo,hi) = x.shape[1:],x.aminmax()
+        if lo<0 or hi>1: raise ValueError(f'dls.valid has pixels {lo:.3g} to {hi:.3g}, not 0 to 1: pass a tensor.')
         if data.mode[0] in 'IF': raise ValueError(f'The mode {data.mode} is not one of 8 bits: pass a tensor (c,h,w).')
-        data = pil_to_tensor(ImageOps.fit(data.convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]), (w,h)))
+        im = ImageOps.fit(ImageOps.exif_transpose(data).convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]), (w,h))
+        data = torch.from_numpy(np.array(im)).view(h,w,c).permute(2,0,1)
     if not isinstance(data, torch.Tensor): return data
     data = data[None] if data.ndim==3 else data
     return TensorLoader(data, torch.zeros(len(data)), 256)
@@ -369,8 +355,7 @@ def ensemble(learners, views=(fc.noop,), probs=True, dl=None)->tuple: # Mean pre
     preds,targs = zip(*(l.tta(views, probs, dl=learners[0].dls.valid if dl is None else dl) for l in learners))
     if len(shapes := {tuple(p.shape[1:]) for p in preds})>1:
         raise ValueError(f'The learners have different classes, shapes {shapes}: leave out those that do not fit.')
-    if not all(torch.equal(t, targs[0]) for t in targs):
-        raise ValueError('The loader gave other rows the second time: pass a dl that gives the same rows each time.')
+    if not all(map(targs[0].equal, targs)): raise ValueError('Got other rows the second time: pass a dl that repeats.')
     return torch.stack(preds).mean(0), targs[0]
 
 # %% ../nbs/14_augment.ipynb #be843ea3
@@ -378,31 +363,25 @@ class MCDropoutCB(Callback):
     "Leaves dropout on in validation"
     order = 100  # after `EMACB`, which validates with another model
     def before_epoch(self, learn):
-        for m in learn.model.modules():
-            if isinstance(m, nn.modules.dropout._DropoutNd): m.train()
+        for m in filter(fc.risinstance(nn.modules.dropout._DropoutNd), learn.model.modules()): m.train()
 
 # %% ../nbs/14_augment.ipynb #n16e2
-class _Program(nn.Module): # A model behind transforms of batches, which may expect a target
-    def __init__(self, model, tfms):
+class _Program(nn.Module): # A model behind a transform of batches, which may expect a target
+    def __init__(self, model, tfm):
         super().__init__()
-        self.model,self.tfms = model,tfms
-    def forward(self, *xb):
-        b = *xb,None
-        for tfm in self.tfms: b = tfm(b)
-        return self.model(*b[:len(xb)])
+        self.model,self.tfm = model,tfm
+    def forward(self, *xb): return self.model(*self.tfm((*xb,None))[:len(xb)])
 
 @fc.patch
 def export(self:Learner, path): # A file .pt2 for `torch.export.load`, or .onnx
     "Save model and transforms of validation batches as a program that runs without miniai, for batches of any size"
     with no_trace(self): b = to_cpu(next(iter(self.dls.valid)))
-    if isinstance(b, Mapping): raise TypeError(f'A program takes inputs in order, but this batch is a dict of {[*b]}: '
-                                               'export a learner whose loaders give tuples.')
-    xb = _tensors(split_batch(b, self.n_inp)[0])
-    xb = *(torch.cat([t,t])[:2] for t in xb),  # two rows, as a size of 1 would be kept fixed
+    if isinstance(b, Mapping): raise TypeError(f'export needs loaders that give tuples, not dicts of {[*b]}.')
+    xb = *(torch.cat([t,t])[:2] for t in _tensors(b)[:self.n_inp]),  # two rows, as a size of 1 would be kept fixed
     model = copy.deepcopy(self.model).to('cpu', memory_format=torch.contiguous_format).eval().requires_grad_(False)
-    tfms = sorted((cb for cb in self.cbs if isinstance(cb, BatchTransformCB) and cb.on_val), key=attrgetter('order'))
+    tfms = [cb.tfm for cb in _listeners(self.cbs, 'before_batch') if isinstance(cb, BatchTransformCB) and cb.on_val]
     rows = ({0: torch.export.Dim.DYNAMIC},)*len(xb),
-    program = torch.export.export(_Program(model, [cb.tfm for cb in tfms]), xb, dynamic_shapes=rows)
+    program = torch.export.export(_Program(model, fc.compose(*tfms)), xb, dynamic_shapes=rows)
     names = '\n'.join(getattr(self.dls, 'vocab', None) or [])
     if not str(path).endswith('.onnx'): return torch.export.save(program, path, extra_files={'vocab.txt': names})
     try: torch.onnx.export(program, f=path, external_data=False, verbose=False)

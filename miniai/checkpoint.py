@@ -7,25 +7,21 @@ __all__ = ['atomic', 'save_safely', 'load_safely', 'digest', 'differences', 'ran
            'EarlyStopCB', 'LogCB']
 
 # %% ../nbs/15_checkpoint.ipynb #2f451f7d
-import numpy as np, os, pandas as pd, pickle, torch
-from contextlib import contextmanager
-from hashlib import sha256
-from io import BytesIO
+import contextlib, fastcore.all as fc, hashlib, io, numpy as np, os, pandas as pd, pickle, tempfile, torch
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from torch.serialization import get_unsafe_globals_in_checkpoint
-from .core import map_batch, random_state, set_random_state
+from .core import _tensors, map_batch, random_state, set_random_state, to_device
 from .learner import Callback, CancelFitException, ProgressCB
 from .sgd import BaseSchedCB
 
 # %% ../nbs/15_checkpoint.ipynb #307cc0ce
-@contextmanager
+@contextlib.contextmanager
 def atomic(path): # Another path, to write to
     "Write a file beside its place, and rename it when all went well"
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix='.part-', dir=path.parent) as d:
+        with tempfile.TemporaryDirectory(prefix='.part-', dir=path.parent) as d:
             yield Path(d)/path.name
             os.replace(Path(d)/path.name, path)
     except OSError as e: raise OSError(e.errno, f'{path} cannot be written: {e.strerror or e}') from e
@@ -35,20 +31,19 @@ _comment = b' \0'  # length of the comment at the end of a zip archive, 32 in tw
 
 def save_safely(o, path):
     "Save numbers, strings, containers and tensors, with a checksum"
-    torch.save(o, buf := BytesIO())
-    if odd := ', '.join(sorted(get_unsafe_globals_in_checkpoint(BytesIO(buf.getvalue())))):
+    torch.save(o, buf := io.BytesIO())
+    if odd := ', '.join(sorted(get_unsafe_globals_in_checkpoint(io.BytesIO(buf.getvalue())))):
         raise TypeError(f'{path} cannot hold {odd}: only numbers, strings, containers and tensors load safely.')
     data = buf.getvalue()[:-2]
-    with atomic(path) as f: f.write_bytes(data + _comment + sha256(data).digest())
+    with atomic(path) as f: f.write_bytes(data + _comment + hashlib.sha256(data).digest())
 
 def load_safely(path):
     "Load what `save_safely` wrote, to the CPU; what is damaged, foreign or hostile is refused"
     if os.path.exists(path) and not os.path.isfile(path): raise ValueError(f'{path} is not a regular file: remove it.')
     data = Path(path).read_bytes()
-    data,end = data[:-34],data[-34:]
     try:
-        if end != _comment + sha256(data).digest(): raise ValueError('its checksum is wrong or missing')
-        return torch.load(BytesIO(data+b'\0\0'), map_location='cpu', weights_only=True)
+        if data[-34:]!=_comment+hashlib.sha256(data[:-34]).digest(): raise ValueError('its checksum is bad or missing')
+        return torch.load(io.BytesIO(data[:-34]+b'\0\0'), map_location='cpu', weights_only=True)
     except (ValueError, pickle.UnpicklingError, RuntimeError, EOFError) as e:
         raise ValueError(f'{path} cannot be loaded safely ({str(e).splitlines()[0]}): '
                          'it is damaged or not ours. Delete it.') from e
@@ -56,11 +51,10 @@ def load_safely(path):
 # %% ../nbs/15_checkpoint.ipynb #c1a00016
 def digest(b)->str:
     "A short name for the content of all tensors in `b`"
-    h = sha256()
-    def add(t):
+    h = hashlib.sha256()
+    for t in _tensors(b):
         h.update(f'{t.dtype}{tuple(t.shape)}'.encode())
         h.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    map_batch(add, b)
     return h.hexdigest()[:16]
 
 def differences(saved, now)->str:
@@ -83,15 +77,13 @@ class CheckpointCB(Callback):
         return {f'{i} {type(cb).__name__}': cb for i,cb in enumerate(learn.cbs) if hasattr(cb, 'state_dict')}
     def _identity(self, learn):
         dl,groups = learn.dls.train,learn.opt.param_groups
-        ds = getattr(dl, 'dataset', dl)
+        ds,bs = getattr(dl, 'dataset', dl),getattr(dl, 'batch_size', None)
         nums = {k: [g[k] for g in groups] for k,v in groups[0].items() if type(v) in (int,float,tuple)}
         scheds = [getattr(cb.sched, 'keywords', {}) for cb in learn.cbs if isinstance(cb, BaseSchedCB)]
         nums |= {k: v for kw in scheds for k,v in kw.items() if type(v) in (int,float,list)}
-        return dict(
-            n_epochs=learn.n_epochs, callbacks=[*self._cbs(learn)], optimizer=type(learn.opt).__name__, **nums,
-            precision=sorted({str(p.dtype) for p in learn.model.parameters()}),
-            batch_size=getattr(dl, 'batch_size', None),
-            data=digest(getattr(ds, '__dict__', {})) + getattr(ds, '_fingerprint', '')) | self.identity
+        return dict(n_epochs=learn.n_epochs, callbacks=[*self._cbs(learn)], optimizer=type(learn.opt).__name__, **nums,
+                    precision=sorted({str(p.dtype) for p in learn.model.parameters()}), batch_size=bs,
+                    data=digest(getattr(ds, '__dict__', {})) + getattr(ds, '_fingerprint', '')) | self.identity
 
     def before_fit(self, learn):
         self.state = self.about = None
@@ -112,12 +104,11 @@ class CheckpointCB(Callback):
         state,parts,params = self.state,self._parts(learn),dict(learn.model.named_parameters())
         if state:
             for k,o in parts.items(): o.load_state_dict(state['parts'][k])
-            for k,p in params.items(): p.grad = state['grads'][k].to(p.device) if k in state['grads'] else None
+            for k,p in params.items(): p.grad = to_device(state['grads'].get(k), p.device)
             set_random_state(state['random'], learn.dls)
         elif self.about and epoch and not rank_distrib(): save_safely(dict(
             identity=self.about, epoch=epoch, parts={k: o.state_dict() for k,o in parts.items()},
-            random=random_state(learn.dls), grads={k: p.grad for k,p in params.items() if p.grad is not None}),
-            self.path)
+            random=random_state(learn.dls), grads={k: p.grad for k,p in params.items()}), self.path)
         self.state = None
 
 # %% ../nbs/15_checkpoint.ipynb #c1a00030
@@ -134,27 +125,23 @@ def _stale(learn, col, lower): # Epochs since the one of this fit with the best 
 
 class SaveBestCB(Callback):
     "Keeps the weights of the epoch with the best `col` of the history, and loads them when the fit ends"
-    order,skip_dry_run,best,begun = ProgressCB.order+1,True,None,False
+    order,skip_dry_run,best = ProgressCB.order+1,True,None
     def __init__(self, col='valid_loss', path=None, # A file for them too, which `load_safely` reads
-                 lower=None): # Is lower better? None says so of a `col` with loss or error in its name
-        self.col,self.path,self.lower = col,path,lower
-    def before_fit(self, learn):
-        if learn.does_train: self.best,self.begun = None,True
+                 lower=None): fc.store_attr() # Is lower better? None says so of a `col` with loss or error in its name
     def after_epoch(self, learn):
         if not learn.does_train or learn.training and learn.does_valid or _stale(learn, self.col, self.lower): return
         self.best = map_batch(torch.clone, learn.model.state_dict())
         if self.path and not rank_distrib(): save_safely(self.best, self.path)
     def cleanup_fit(self, learn):
-        if self.begun and self.best: learn.model.load_state_dict(self.best)
-        self.begun = False
+        if self.best: learn.model.load_state_dict(self.best)
+        self.best = None
     def state_dict(self): return {'best': self.best}
     def load_state_dict(self, state): self.best = state['best']
 
 class EarlyStopCB(Callback):
     "Ends the fit when `col` of the history has not become better for `patience` epochs"
     order,skip_dry_run = ProgressCB.order+1,True
-    def __init__(self, col='valid_loss', patience=3, lower=None): # `lower` as in `SaveBestCB`
-        self.col,self.patience,self.lower = col,patience,lower
+    def __init__(self, col='valid_loss', patience=3, lower=None): fc.store_attr() # `lower` as in `SaveBestCB`
     def before_epoch(self, learn):
         if not (learn.training and learn.epoch) or _stale(learn, self.col, self.lower)<self.patience: return
         if not rank_distrib(): print(f'Stopped after epoch {learn.history[-1]["epoch"]}: for {self.patience} epochs '

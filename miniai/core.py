@@ -7,13 +7,10 @@ __all__ = ['def_device', 'show_image', 'subplots', 'get_grid', 'show_images', 'm
            'set_seed', 'random_state', 'set_random_state', 'restoring', 'keep_freed_memory']
 
 # %% ../nbs/00_core.ipynb #64c473fd
-import copy, ctypes, random, signal, sys, threading
+import copy, ctypes, numbers, operator, random, signal, sys, threading, numpy as np, torch
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from numbers import Integral
-from operator import index
-import numpy as np, torch
 from torch.nn.parameter import is_lazy
 
 # %% ../nbs/00_core.ipynb #5e66a398
@@ -22,20 +19,18 @@ def show_image(im, ax=None, figsize=None, title=None, noframe=True, **kwargs):
     if isinstance(im, torch.Tensor): im = (im.float() if im.is_floating_point() else im).detach().cpu()
     im = np.asarray(im)
     if im.ndim==3 and im.shape[0] in (1,3,4) and im.shape[2] not in (1,3,4): im = im.transpose(1,2,0)
-    if im.ndim==3 and im.shape[2]==1: im = im[...,0]
     if im.ndim not in (2,3): raise ValueError(f'An image has 2 or 3 dimensions, not shape {im.shape}: try show_images.')
     if ax is None: ax = subplots(figsize=figsize)[1][0]
-    ax.imshow(im, **({'cmap': 'gray'} if im.ndim==2 else {}) | kwargs)
+    ax.imshow(im, **{'cmap': 'gray'} | kwargs)
     if title is not None: ax.set_title(title)
     if noframe: ax.axis('off')
     return ax
 
 # %% ../nbs/00_core.ipynb #f5986df9
-def subplots(nrows=1, ncols=1, figsize=None, imsize=3, suptitle=None, **kwargs):
+def subplots(nrows=1, ncols=1, figsize=None, imsize=3, suptitle=None, layout='constrained', **kwargs):
     "Figure and array of axes, `imsize` inches wide and high; matplotlib's `subplots` takes `kwargs`"
     from matplotlib import pyplot as plt
-    figsize = figsize or (imsize*ncols, imsize*nrows)
-    fig,axs = plt.subplots(nrows, ncols, **{'figsize': figsize, 'layout': 'constrained'} | kwargs)
+    fig,axs = plt.subplots(nrows, ncols, figsize=figsize or (imsize*ncols, imsize*nrows), layout=layout, **kwargs)
     if suptitle is not None: fig.suptitle(suptitle)
     return fig, np.atleast_1d(axs)
 
@@ -52,11 +47,10 @@ def get_grid(n, nrows=None, ncols=None, title=None, weight='normal', size='large
 
 def show_images(ims, nrows=None, ncols=None, titles=None, title=None, imsize=1.6, **kwargs):
     "Draw images in a grid and return the figure; `titles` has one for each, `get_grid` and `show_image` take `kwargs`"
-    n = len(ims)
-    if titles is None: titles = [None]*n
-    if len(titles)!=n: raise ValueError(f'{n} images but {len(titles)} titles: give as many of each.')
+    if titles is None: titles = [None]*len(ims)
+    if len(titles)!=len(ims): raise ValueError(f'{len(ims)} images but {len(titles)} titles: give as many of each.')
     grid = {k: kwargs.pop(k) for k in kwargs.keys() & {'figsize','suptitle','weight','size'}}
-    fig,axs = get_grid(n, nrows, ncols, title, imsize=imsize, **grid)
+    fig,axs = get_grid(len(ims), nrows, ncols, title, imsize=imsize, **grid)
     for im,t,ax in zip(ims, titles, axs): show_image(im, ax, title=t, **kwargs)
     return fig
 
@@ -68,8 +62,7 @@ def map_batch(f, b):
     if isinstance(b, torch.Tensor): return f(b)
     if isinstance(b, Mapping): return {k: map_batch(f, v) for k,v in b.items()}
     if not isinstance(b, (list,tuple)): return b
-    res = [map_batch(f, o) for o in b]
-    return type(b)(*res) if hasattr(b, '_fields') else type(b)(res)
+    return getattr(b, '_make', type(b))([map_batch(f, o) for o in b])  # a named tuple's own way is _make
 
 def to_device(b, device=None):
     "Move every tensor in `b` to `device`; None is `def_device`"
@@ -91,39 +84,35 @@ def check_whole(least=1, why='', **vals): # `why` ends the message
     "Insist that all of `vals`, numbers or lists of them, are whole and not below `least`"
     for nm,v in vals.items():
         if isinstance(v, (list,tuple)): check_whole(least, why, **{f'{nm}[{i}]': o for i,o in enumerate(v)})
-        elif not isinstance(v, Integral) or v<least:
+        elif not isinstance(v, numbers.Integral) or v<least:
             raise ValueError(f'{nm} is {v!r}, it has to be a whole number of at least {least}{why}.')
 
 def set_seed(seed, deterministic=False):
     "Seed Python, numpy and torch; `deterministic` also insists on kernels that repeat, slower on a GPU"
     if not 0<=seed<2**32: raise ValueError(f'seed is {seed}, it must be from 0 to {2**32-1}.')
-    for f in (random.seed, np.random.seed, torch.manual_seed): f(index(seed))
+    for f in (random.seed, np.random.seed, torch.manual_seed): f(operator.index(seed))
     torch.use_deterministic_algorithms(deterministic)
 
 # %% ../nbs/00_core.ipynb #368c702e
 def _generators(o, depth=8): # All `torch.Generator`s in loaders and their samplers; datasets are not searched
     if isinstance(o, torch.Generator): return [o]
+    small = isinstance(o, (list,tuple,dict)) and len(o)<100
+    if depth<8 and not small and (hasattr(type(o), '__getitem__') or not hasattr(type(o), '__iter__')): return []
     if isinstance(o, (list,tuple)): o = dict(enumerate(o))
-    parts = o if isinstance(o, Mapping) else object.__getstate__(o) # None, attributes, or a pair of them and slots
-    def holds(k, v):
-        if isinstance(v, (list,tuple,dict)): return len(v)<100
-        return isinstance(v, torch.Generator) or hasattr(type(v), '__iter__') and not hasattr(type(v), '__getitem__')
-    held = [v for p in (parts if isinstance(parts, tuple) else [parts]) if p for k,v in p.items()
-            if str(k).strip('_')!='dataset' and holds(k, v)]
+    own = o if isinstance(o, Mapping) else object.__getstate__(o) # None, attributes, or a pair of them and slots
+    held = [v for p in (own if type(own) is tuple else [own]) if p for k,v in p.items() if str(k).strip('_')!='dataset']
     return list(dict.fromkeys(g for v in held if depth for g in _generators(v, depth-1)))
 
 def _global_states(): # What gets and what sets the state of each generator that is not a loader's own
     res = {'python': (random.getstate, random.setstate), 'torch': (torch.get_rng_state, torch.set_rng_state),
-           'numpy': (lambda: [getattr(o, 'tolist', lambda: o)() for o in np.random.get_state()],
-                     lambda state: np.random.set_state(tuple(state)))}
+           'numpy': (lambda: [getattr(o, 'tolist', lambda: o)() for o in np.random.get_state()], np.random.set_state)}
     if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all
     if torch.backends.mps.is_available(): res['mps'] = torch.mps.get_rng_state, torch.mps.set_rng_state
     return res
 
 def random_state(dls)->dict:
     "State of every random generator, also of those that the loaders in `dls` hold; it loads with weights_only"
-    states = {nm: get() for nm,(get,_) in _global_states().items()}
-    return states | {'loaders': [g.get_state() for g in _generators(dls)]}
+    return {k: get() for k,(get,_) in _global_states().items()} | {'loaders': [g.get_state() for g in _generators(dls)]}
 
 def set_random_state(state, dls):
     "Put every generator, also of loaders like those it was taken from, back to `state`; one that fails stops no other"
@@ -133,8 +122,7 @@ def set_random_state(state, dls):
             if nm in state or nm not in ('cuda','mps'): restores.callback(put, nm, f)
         gens,saved = _generators(dls), state['loaders']
         for g,s in zip(gens, saved): restores.callback(g.set_state, s)
-        if len(gens)!=len(saved):
-            raise ValueError(f'The state has {len(saved)} generators of loaders, but these loaders have {len(gens)}.')
+        if len(gens)!=len(saved): raise ValueError(f'{len(saved)} generators saved, {len(gens)} in dls: pass the same.')
 
 # %% ../nbs/00_core.ipynb #c0de0015
 def _put(o, k, v):
@@ -158,9 +146,8 @@ def _keep_tensor(t): # A function that puts the parameter or buffer `t` back, in
     return restore
 
 def _keep(model, opt): # What a training changes in a model and an optimizer, with functions that put it back
-    for m in model.modules():
-        for k in '__class__','training': yield f'{type(m).__name__}.{k}', partial(_put, m, k, getattr(m, k))
     for nm,m in model.named_modules():
+        for k in '__class__','training': yield f'{type(m).__name__}.{k}', partial(_put, m, k, getattr(m, k))
         lazy = any(map(is_lazy, (*m.parameters(False), *m.buffers(False))))  # its first batch changes all of it
         held = vars(m) if lazy else {k: vars(m).get(k) for k in ('_parameters','_buffers','_modules')}
         for d in (held, *held.values()):
@@ -195,10 +182,9 @@ class restoring:
             try: restore()
             except Exception as err: failed.append(f'{nm} ({type(err).__name__}: {err})')
         if self.handler: signal.signal(signal.SIGINT, self.handler)
-        if failed:
-            msg = f"This look left a trace, it could not restore: {'; '.join(failed)}."
-            if e is None: raise RuntimeError(msg)
-            e.add_note(msg)
+        msg = f"This look left a trace, it could not restore: {'; '.join(failed)}."
+        if failed and e is None: raise RuntimeError(msg)
+        if failed: e.add_note(msg)
         if self.late: self.handler(signal.SIGINT, None)
 
 _unbroken = {restoring.__enter__.__code__, restoring.__exit__.__code__}  # no Ctrl-C ends these
@@ -206,7 +192,5 @@ _unbroken = {restoring.__enter__.__code__, restoring.__exit__.__code__}  # no Ct
 # %% ../nbs/00_core.ipynb #cb71675d
 def keep_freed_memory()->bool: # Whether this system's allocator has such switches
     "Keep the memory that this process frees, for the next training step, instead of handing it back"
-    if sys.platform!='linux': return False
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-    trim_threshold,mmap_threshold = -1,-3 # from malloc.h
-    return bool(mallopt and all([mallopt(o, 2**31-1) for o in (trim_threshold,mmap_threshold)]))
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform=='linux' else None
+    return bool(mallopt and all([mallopt(o, 2**31-1) for o in (-1,-3)]))  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD

@@ -8,44 +8,38 @@ __all__ = ['class_names', 'load_idx', 'DataSource', 'data_source', 'fashion_arra
            'fashion_tensors', 'hold_out', 'image_tensors', 'DataLoaders']
 
 # %% ../nbs/05_datasets.ipynb #665f5008
-import gzip, math, os, struct, warnings, zlib, numpy as np, torch
+import gzip, math, operator, os, struct, warnings, zlib, numpy as np, torch
 from collections import namedtuple
 from collections.abc import Mapping
 from functools import partial, wraps
 from importlib.resources import files
-from operator import index
 from pathlib import Path
 from PIL import ImageOps
 from torch.utils.data import DataLoader, Sampler, default_collate
 from .core import check_whole, to_device
 
 # %% ../nbs/05_datasets.ipynb #315d352c
-_remedy = ('Install the Debian package dataset-fashion-mnist, or set MINIAI_DATA to a folder with the four IDX .gz '
-           'files, or use the shipped sample: fashion_mnist(sample=True), MINIAI_DATA=sample.')
+_remedy = "Install Debian's dataset-fashion-mnist, or set MINIAI_DATA or path to a folder of its files or to 'sample'."
 
 def load_idx(path, ndim)->np.ndarray:
     "Read a gzipped IDX file of bytes, of 3 dimensions for images and 1 for labels, and check it against its own header"
     def bad(msg): return ValueError(f'{path}: {msg}. Replace the file with a fresh download.')
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} is missing or not a regular file. {_remedy}')
-    magic,start = bytes([0,0,8,ndim]), 4+4*ndim
     try:
         with gzip.open(path) as f:
-            head = f.read(start)
-            if head[:4]!=magic: raise bad(f'magic number is 0x{head[:4].hex()}, expected 0x{magic.hex()}')
-            if len(head)<start: raise bad(f'the header stops after {len(head)} of {start} bytes')
-            shape = struct.unpack_from(f'>{ndim}I', head, 4)
+            magic,*shape = struct.unpack(f'>{1+ndim}I', f.read(4+4*ndim))
+            if magic!=0x800+ndim: raise bad(f'magic number is 0x{magic:08x}, expected 0x{0x800+ndim:08x}')
             size = math.prod(shape)
             promise = f"the header promises {'×'.join(map(str, shape))} = {size} bytes"
             if size>1032*os.path.getsize(path): raise bad(f'{promise}, more than a .gz file of this size can hold')
             data = f.read(size+1)
-    except (EOFError, OSError, zlib.error) as e: raise bad(f'not a sound .gz file, or truncated ({e})') from e
+    except (EOFError, OSError, struct.error, zlib.error) as e: raise bad(f'not a sound .gz, or truncated ({e})') from e
     if len(data)!=size: raise bad(f"{promise}, the file holds {len(data) if len(data)<size else 'more'}")
     return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
 # %% ../nbs/05_datasets.ipynb #b2e28804
 class_names = ['T-shirt/top','Trouser','Pullover','Dress','Coat','Sandal','Shirt','Sneaker','Bag','Ankle boot']
-_system = Path('/usr/share/datasets/fashion-mnist')
-_hub = 'zalando-datasets/fashion_mnist'
+_system,_hub = Path('/usr/share/datasets/fashion-mnist'),'zalando-datasets/fashion_mnist'
 
 class DataSource(namedtuple('DataSource', 'name folder')):
     "Where Fashion-MNIST comes from; `folder` is None for the hub"
@@ -63,36 +57,31 @@ def data_source(path=None, sample=False)->DataSource:
 
 # %% ../nbs/05_datasets.ipynb #10ecc15b
 def _from_hub():
-    from datasets import load_dataset, config
-    from huggingface_hub import constants, get_session
-    offline = config.HF_HUB_OFFLINE
+    import datasets, huggingface_hub as hub
+    offline = datasets.config.HF_HUB_OFFLINE
     try:
         if not offline:
-            try: get_session().head(constants.ENDPOINT, timeout=3)
-            except Exception: config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
-        return load_dataset(_hub)
-    except Exception as e:
-        tried = f'$MINIAI_DATA (not set), {_system} (not there), the hub {_hub} ({type(e).__name__}: {e})'
-        raise FileNotFoundError(f'Fashion-MNIST was not found. Tried: {tried}. {_remedy}') from e
-    finally: config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = offline
+            try: hub.get_session().head(hub.constants.ENDPOINT, timeout=3)
+            except Exception: datasets.config.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE = True
+        return datasets.load_dataset(_hub)
+    except Exception as e: raise FileNotFoundError(f'No Fashion-MNIST in $MINIAI_DATA (not set), {_system} (not there) '
+        f'or on the hub {_hub} ({type(e).__name__}: {e}). {_remedy}') from e
+    finally: datasets.config.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE = offline
 
 # %% ../nbs/05_datasets.ipynb #1a05efa3
 def fashion_arrays(path=None, sample=False)->dict: # Split name to images (n,28,28) and labels (n,), both `uint8`
     "Fashion-MNIST as arrays of bytes, from the place that `data_source` finds"
     why,folder = data_source(path, sample)
-    if not folder: return {k: (np.stack([np.asarray(im) for im in d['image']]), np.array(d['label'], np.uint8))
-                           for k,d in _from_hub().items()}
+    if not folder: return {k: (np.stack([*d['image']]), np.array(d['label'], np.uint8)) for k,d in _from_hub().items()}
     if not folder.is_dir(): raise FileNotFoundError(f'{folder} ({why}) is not a folder. {_remedy}')
-    splits = {}
-    for split,stem in ('train','train'), ('test','t10k'):
+    def read(stem):
         fi,fl = folder/f'{stem}-images-idx3-ubyte.gz', folder/f'{stem}-labels-idx1-ubyte.gz'
         x,y = load_idx(fi, 3), load_idx(fl, 1)
-        if x.shape[1:]!=(28,28):
-            raise ValueError(f'{fi}: the images are {x.shape[1]}×{x.shape[2]}, not 28×28. Replace the file.')
+        if x.shape[1:]!=(28,28): raise ValueError(f'{fi}: images of {x.shape[1]}×{x.shape[2]}, not 28×28: replace it.')
         if len(x)!=len(y): raise ValueError(f'{fi} has {len(x)} images but {fl} {len(y)} labels: they are no pair.')
         if y.max(initial=0)>9: raise ValueError(f'{fl}: label {y.max()} is out of range, the classes are 0 to 9.')
-        splits[split] = x,y
-    return splits
+        return x,y
+    return {'train': read('train'), 'test': read('t10k')}
 
 # %% ../nbs/05_datasets.ipynb #e791b4f0
 def fashion_mnist(path=None, sample=False): # `DatasetDict` with the splits train and test, columns image and label
@@ -100,16 +89,14 @@ def fashion_mnist(path=None, sample=False): # `DatasetDict` with the splits trai
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
     if not data_source(path, sample).folder: return _from_hub()
     features = Features(image=Image(), label=ClassLabel(names=class_names))
-    def ds(x, y):
-        ims = [{'bytes': b'P5 28 28 255\n'+im.tobytes(), 'path': None} for im in x]
-        return Dataset.from_dict({'image': ims, 'label': y.tolist()}, features=features)
-    return DatasetDict({k: ds(*v) for k,v in fashion_arrays(path, sample).items()})
+    def encoded(im): return {'bytes': b'P5 28 28 255\n'+im.tobytes(), 'path': None}
+    return DatasetDict({k: Dataset.from_dict({'image': [*map(encoded, x)], 'label': y.tolist()}, features=features)
+                        for k,(x,y) in fashion_arrays(path, sample).items()})
 
 # %% ../nbs/05_datasets.ipynb #eed3a061
 def pixel_stats(x)->tuple:
     "Mean and standard deviation of the pixels of bytes `x`, white as 1; lists of one per channel for color (n,c,h,w)"
-    if (x := torch.as_tensor(x)).dtype!=torch.uint8:
-        raise TypeError(f'pixel_stats counts bytes, got {x.dtype}: for floats take x.mean() and x.std().')
+    if (x := torch.as_tensor(x)).dtype!=torch.uint8: raise TypeError(f'{x.dtype} is not uint8: take x.mean(), x.std().')
     channels = x.unbind(1) if x.ndim==4 and x.shape[1]>1 else [x]
     n = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in channels]).double().cpu()
     v = torch.arange(256, dtype=torch.double)/255
@@ -158,7 +145,7 @@ class SeededSampler(Sampler):
     def __iter__(self): return iter(self.permutation().tolist())
 
 # %% ../nbs/05_datasets.ipynb #39461b00
-def _seed(seed): return index(torch.randint(2**32, ()) if seed is None else seed)
+def _seed(seed): return operator.index(torch.randint(2**32, ()) if seed is None else seed)
 
 class TensorLoader:
     "Batches of the tensors `x` and `y` on the device they are on; bytes become floats in [0,1]"
@@ -198,14 +185,13 @@ def hold_out(splits, n, seed=0)->Splits:
 # %% ../nbs/05_datasets.ipynb #da7a0009
 _split = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid', test='test')
 
-def _by_name(splits): # The splits train, valid and test; None for those that are not there
-    if not isinstance(splits, Mapping) or not splits:
-        raise ValueError(f"Splits need names, as in {{'train': ..., 'valid': ...}}, got {splits!r:.80}.")
+def _by_name(dd): # The splits train, valid and test; None for those that are not there
+    if not dd or not isinstance(dd, Mapping): raise ValueError(f"Splits need names, {{'train': ...}}, got {dd!r:.80}.")
     res = dict.fromkeys(('train','valid','test'))
-    for k,v in splits.items():
+    for k,v in dd.items():
         nm = _split.get(str(k))
         if nm is None: raise ValueError(f'{k!r} is not the name of a split. Use one of {", ".join(_split)}.')
-        if res[nm] is not None: raise ValueError(f'{k!r} is a second {nm} split in {list(splits)}. Give only one.')
+        if res[nm] is not None: raise ValueError(f'{k!r} is a second {nm} split in {list(dd)}. Give only one.')
         res[nm] = v
     if res['valid'] is None: res['valid'],res['test'] = res['test'],None
     return res
@@ -216,10 +202,9 @@ def _kind(f): return f"{type(f).__name__} {getattr(f, 'dtype', '')}"
 
 def _column(features, what, given, *kinds): # The column `given`, or the only one of the first of `kinds` that is there
     fits = ([k for k,f in features.items() if _kind(f).startswith(o)] for o in kinds)
-    found = [given] if given else next(filter(None, fits), [])
-    if len(found)==1 and found[0] in features: return found[0]
-    raise ValueError(f'The {what} column has to be one of {[*features]}, not {found}: pass {what}= with its name. '
-                     'A folder of images has labels where it has a folder for each class.')
+    got = [given] if given else next(filter(None, fits), [])
+    if len(got)==1 and got[0] in features: return got[0]
+    raise ValueError(f'The {what} column is one of {[*features]}, not {got}: pass {what}=, or make a folder per class.')
 
 def _pixels(o, size, mode, shape=None): # The encoded image `o` as `uint8` (c,h,w), which has to be of `shape`
     from datasets import Image
@@ -230,27 +215,22 @@ def _pixels(o, size, mode, shape=None): # The encoded image `o` as `uint8` (c,h,
     except Exception as e: raise ValueError(f'{nm} cannot be used ({e}): replace the file, or take it out.') from e
     im = im.convert(mode or ('L' if im.mode in ('1','L','LA') else 'RGB'))
     x = np.atleast_3d(ImageOps.fit(im, size[::-1]) if size else im).transpose(2,0,1).copy()
-    if shape and x.shape!=shape: raise ValueError(f'{nm} is of shape {x.shape}, the first image of {shape}: pass size= '
-                                                  "for images of equal size, mode='RGB' or 'L' for equal channels.")
+    if shape not in (None,x.shape): raise ValueError(f'{nm}: shape {x.shape}, the first {shape}: pass size= or mode=.')
     return torch.from_numpy(x)
 
 def _decode(b, image, label, **kw):
     return {image: [_pixels(o, **kw).float().div_(255) for o in b[image]], label: [torch.tensor(o) for o in b[label]]}
 
 # %% ../nbs/05_datasets.ipynb #da7b000a
-def _encoded(dd, size, mode, image, label):
-    "The splits of `dd` with encoded images and labels, the names of the two columns, the classes, what `_pixels` takes"
+def _encoded(dd, size, mode, image, label): # Splits with encoded images, columns, classes, what `_pixels` takes
     from datasets import Image
-    train,first = _by_name(dd)['train'], next(iter(dd.values()))
-    features = _features(first)
+    train,features = _by_name(dd)['train'],_features(next(iter(dd.values())))
     image = _column(features, 'image', image, 'Image')
     label = _column(features, 'label', label, 'ClassLabel', ('Value int','Value uint'))
     if _kind(features[label]).startswith(('Image','Value string','Value large_string')):
-        raise ValueError(f'The label column {label} holds {features[label].dtype}, not numbers: of text, '
-                         f'dd.class_encode_column({label!r}) makes classes.')
+        raise ValueError(f'The label column {label} is {features[label].dtype}: try dd.class_encode_column({label!r}).')
     if mode not in (None,'L','RGB','RGBA'): raise ValueError(f'mode is {mode!r}: take L for gray, or RGB, or RGBA.')
-    if any(ds.format['type'] for ds in dd.values()):
-        raise ValueError('These images have a transform already: take it off with dd.with_format(None).')
+    if any(o.format['type'] for o in dd.values()): raise ValueError('These have a transform: use dd.with_format(None).')
     vocab = getattr(features[label], 'names', None)
     if vocab and train and (empty := [vocab[i] for i in {*range(len(vocab))}-{*train[label]}]):
         warnings.warn(f"No training image has the {label} {', '.join(empty)}: add some, or leave the class out.")
@@ -269,14 +249,12 @@ def image_tensors(dd, size=None, # Height and width to cut and scale images to, 
     return Splits({k: to_device(tensors(ds), device) for k,ds in dd.items()}, vocab)
 
 # %% ../nbs/05_datasets.ipynb #91d6d75b
+def _each(f, splits): return [None if v is None else f(v, k=='train') for k,v in splits.items()]  # f(split, train?)
+
 class DataLoaders:
     "The loaders that a `Learner` trains and validates with, perhaps one for a test set, and the class names if known"
     def __init__(self, train, valid=None, test=None, vocab=None):
         self.train,self.valid,self.test,self.vocab = train,valid,test,vocab
-
-    @classmethod
-    def _from_splits(cls, splits, f, vocab):
-        return cls(*(None if v is None else f(v, k=='train') for k,v in splits.items()), vocab)
 
     @classmethod
     def from_dd(cls, dd, batch_size, # `DatasetDict`, or a dict of datasets whose rows are dicts or tuples
@@ -284,16 +262,14 @@ class DataLoaders:
         seed=None, # Seed of the order; None draws one from torch's global generator
         vocab=None, # Class names; None takes those of the first `ClassLabel` column
         size=None, mode=None, image=None, label=None, # As `image_tensors` takes them, for encoded images
-        **kwargs # Passed on to `DataLoader`
-    ):
+        **kwargs): # Passed on to `DataLoader`
         "Loaders over a `DatasetDict`, the training split shuffled; images that nothing decodes yet become tensors"
         check_whole(batch_size=batch_size)
-        splits,seed = _by_name(dd),_seed(seed)
         def is_raw(ds): return any('Image' in _kind(f) for f in _features(ds).values()) and ds.format['type'] is None
-        if size or mode or image or label or 'collate_fn' not in kwargs and any(map(is_raw, dd.values())):
+        if size or mode or image or label or 'collate_fn' not in kwargs and any(map(is_raw, _by_name(dd).values())):
             dd,image,label,_,kw = _encoded(dd, size, mode, image, label)
-            decode = partial(_decode, image=image, label=label, **kw)
-            splits = _by_name({k: ds.with_transform(decode) for k,ds in dd.items()})
+            dd = {k: ds.with_transform(partial(_decode, image=image, label=label, **kw)) for k,ds in dd.items()}
+        splits,seed = _by_name(dd),_seed(seed)
         order = {k: v for k in ('sampler','batch_sampler','shuffle') if (v := kwargs.pop(k, None)) is not None}
         def dl(ds, train):
             kw = {'generator': torch.Generator().manual_seed(seed), **kwargs} | (order if train else {})
@@ -302,13 +278,11 @@ class DataLoaders:
                 kw |= {'sampler': SeededSampler(len(ds), seed, kwargs.get('generator')), 'shuffle': None}
             if 'batch_sampler' not in kw: kw |= {'batch_size': int(batch_size), 'drop_last': drop_last and train}
             return DataLoader(ds, **kw)
-        columns = [f for ds in splits.values() for f in _features(ds).values()]
-        if vocab is None: vocab = next((f.names for f in columns if 'ClassLabel' in _kind(f)), None)
-        return cls._from_splits(splits, dl, vocab)
+        names = (f.names for ds in splits.values() for f in _features(ds).values() if 'ClassLabel' in _kind(f))
+        return cls(*_each(dl, splits), next(names, None) if vocab is None else vocab)
 
     @classmethod
     def from_tensors(cls, splits, batch_size, drop_last=False, seed=None, vocab=None):
         "Loaders over `splits` as `fashion_tensors` gives them, with their `vocab`; arguments as for `from_dd`"
-        kw = dict(batch_size=batch_size, seed=_seed(seed))
-        def dl(xy, train): return TensorLoader(*xy, shuffle=train, drop_last=drop_last and train, **kw)
-        return cls._from_splits(_by_name(splits), dl, getattr(splits, 'vocab', None) if vocab is None else vocab)
+        def dl(xy, train): return TensorLoader(*xy, batch_size, train, drop_last and train, seed)
+        return cls(*_each(dl, _by_name(splits)), getattr(splits, 'vocab', None) if vocab is None else vocab)

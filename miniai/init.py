@@ -6,11 +6,11 @@
 __all__ = ['act_gr', 'GeneralRelu', 'conv', 'init_weights', 'lsuv_init', 'Normalize', 'BatchTransformCB']
 
 # %% ../nbs/11_init.ipynb #e9fe371b
-import math, torch, fastcore.all as fc, torch.nn.functional as F
+import math, torch, fastcore.all as fc, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Mapping
 from functools import partial
-from torch import nn
 from .activations import Hook, Hooks
+from .core import _keep, restoring
 from .learner import Callback, DeviceCB
 
 # %% ../nbs/11_init.ipynb #493a65da
@@ -51,15 +51,11 @@ def lsuv_init(model, xb, pairs=None, # (module to measure, layer to change), as 
               tol=1e-2, max_iter=50): # How near the standard deviation has to come to 1, and the mean to 0
     "Scale weights and shift biases, layer by layer, until outputs have standard deviation 1 and mean 0"
     if isinstance(xb, nn.Module): xb,pairs,tol = tol,[(xb,pairs)],1e-3  # the course's order: model, m, m_in, xb
-    modes,params = [(m, m.training) for m in model.modules()], [(p, p.clone()) for p in model.parameters()]
-    try:
+    with restoring(_keep(model, None)):
         model.eval()
         for m,m_in in _in_order(model, xb) if pairs is None else pairs: _lsuv_layer(model, xb, m, m_in, tol, max_iter)
-    except BaseException:
-        for p,old in params: p.copy_(old)
-        raise
-    finally:
-        for m,training in modes: m.training = training
+        found = [p.clone() for p in model.parameters()]
+    for p,new in zip(model.parameters(), found): p.copy_(new)
 
 def _in_order(model, xb):
     seen = {}
@@ -72,15 +68,13 @@ def _lsuv_layer(model, xb, m, m_in, tol, max_iter):
     if w is None: raise ValueError(f'{m_in} has no weights to scale: pairs are (module to measure, layer to change).')
     def measure(hook, mod, inp, outp): hook.stats = outp.mean().item(), outp.std().item()
     with Hook(m, measure) as hook:
-        for i in range(max_iter+1):
+        for _ in range(max_iter+1):
             model(xb)
             if not hasattr(hook, 'stats'): raise ValueError(f'model(xb) makes no use of {m}: measure one it uses.')
             mean,std = hook.stats
             found = f'The output of {m} has mean {mean:.3g} and standard deviation {std:.3g}'
-            if not (math.isfinite(mean) and 0<std<math.inf):
-                raise ValueError(f'{found}, which no scale makes 1: is something before it constant or infinite?')
+            if not 0<std<math.inf: raise ValueError(f'{found}, which no scale makes 1: is its input constant or inf?')
             if abs(std-1)<=tol and (b is None or abs(mean)<=tol): return
-            if i==max_iter: break
             w.div_(std)
             if b is not None: b.sub_(mean).div_(std)
     raise ValueError(f'{found} after {max_iter} changes: raise tol or max_iter, or measure before the activation.')

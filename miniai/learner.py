@@ -9,13 +9,10 @@ __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException',
            'MetricsCB', 'ProgressCB', 'plot_history', 'LRFinderCB', 'LRFind', 'lr_find']
 
 # %% ../nbs/09_learner.ipynb #19001996
-import difflib, math, sys, time, warnings
+import contextlib, difflib, math, sys, time, warnings, fastcore.all as fc, numpy as np, torch, torch.nn.functional as F
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import partial, wraps
-from operator import attrgetter, length_hint
-import fastcore.all as fc, numpy as np, torch, torch.nn.functional as F
-from torch.utils.data import SequentialSampler
+from operator import attrgetter, length_hint as _len  # 0 where a loader does not know its length
 from .core import _keep, _put, _tensors, _unbroken, check_whole, def_device, get_grid, map_batch
 from .core import random_state, restoring, set_random_state, subplots, to_device
 
@@ -83,9 +80,8 @@ def _describe(o):
 def _hint(e, learn): # What may be wrong with this batch, and the remedy, the likeliest first
     params,preds,none = list(learn.model.parameters()),learn.preds,torch.empty(0, dtype=torch.long)
     x,y = (next(iter(_tensors(o)), none) for o in (learn.xb, learn.yb))
-    on_model,on_batch = ({str(t.device) for t in o} for o in (params, _tensors(learn.batch)))
-    if on_model and on_batch and on_model.isdisjoint(on_batch):
-        return f"The model is on {', '.join(on_model)} but the batch on {', '.join(on_batch)}: add DeviceCB() to cbs."
+    if params and x.numel() and x.device!=params[0].device:
+        return f'The model is on {params[0].device} but the batch on {x.device}: add DeviceCB() to cbs.'
     if preds is None:
         if 'more than 1 value per channel' in str(e):
             return 'Batch norm cannot normalize one item: pass drop_last=True, or change the batch size.'
@@ -108,8 +104,8 @@ def _hint(e, learn): # What may be wrong with this batch, and the remedy, the li
 
 def _explain(e, learn): # Add to the error `e` what the learner was working on
     where = f"In the {'training' if learn.training else 'validation'} pass of epoch {learn.epoch+1}, batch {learn.iter}"
-    e.add_note(f'{where}: batch {_describe(learn.batch)}; predictions {_describe(learn.preds)}; '
-               f'loss {_describe(learn.loss)}.')
+    batch,preds,loss = map(_describe, (learn.batch, learn.preds, learn.loss))
+    e.add_note(f'{where}: batch {batch}; predictions {preds}; loss {loss}.')
     if hint := _hint(e, learn): e.add_note(hint)
 
 # %% ../nbs/09_learner.ipynb #393c436d
@@ -129,7 +125,7 @@ _steps = 'predict','get_loss','backward','step','zero_grad'
 _events = ('before_fit before_epoch before_batch predict after_predict get_loss after_loss backward after_backward '
     'step after_step zero_grad after_batch cleanup_batch after_epoch cleanup_epoch after_fit cleanup_fit').split()
 
-def _shuffles(dl): return not isinstance(getattr(dl, 'sampler', None), (SequentialSampler,type(None)))
+def _shuffles(dl): return not isinstance(getattr(dl, 'sampler', None), (torch.utils.data.SequentialSampler,type(None)))
 
 def _check_fit(learn): # Warn about callbacks that nobody will call, and about swapped loaders
     for cb in learn.cbs:
@@ -229,18 +225,16 @@ class Learner:
 def _one_epoch(self:Learner):
     self.iter,self.losses,kind = -1,[],'training' if self.training else 'validation'
     for self.iter,self.batch in enumerate(self.dl): self._one_batch()
-    if self.iter<0: raise ValueError(f'The {kind} loader gave no batch: it is empty, or drop_last leaves out its '
-                                     'only one. Give it at least one full batch.')
+    if self.iter<0: raise ValueError(f'The {kind} loader gave no batch: give it a full one, or drop_last=False.')
     _check_pass(self, kind)
 
 @fc.patch
 def one_epoch(self:Learner, training):
     "One pass over the training or the validation data"
     nm = 'train' if training else 'valid'
-    if not hasattr(self.dls, nm):
-        raise TypeError(f'dls is a {type(self.dls).__name__} without {nm}: pass DataLoaders(train, valid).')
-    self.dl = getattr(self.dls, nm)
-    if self.dl is None: raise ValueError(f'dls.{nm} is None: pass {nm}=False to fit.')
+    self.dl = getattr(self.dls, nm, None)
+    if self.dl is None: raise ValueError(
+        f'dls, a {type(self.dls).__name__}, has no {nm} loader: pass DataLoaders(train, valid), or {nm}=False to fit.')
     self.model.train(training)
     self._one_epoch()
 
@@ -258,7 +252,7 @@ def fit(self:Learner, n_epochs=1, train=True, valid=True, # Without `train`, not
     check_whole(0, n_epochs=n_epochs)
     if not {train,valid}<={True,False}: raise TypeError(f'train={train} and valid={valid} are no booleans: pass lr=...')
     if n_epochs==0: return
-    with nullcontext() if train else no_trace(self):
+    with contextlib.nullcontext() if train else no_trace(self):
         ours = 'cbs','logger','_listening','_busy','_active'
         kept = {k: v for k,v in vars(self).items() if self._busy or k in ours}
         try:
@@ -379,12 +373,11 @@ def _metric_args(metrics, preds, targs): # For each metric: all of them where th
     if isinstance(targs, (tuple,list)) and len(targs)==1 and isinstance(targs[0], (Mapping,tuple,list)): targs, = targs
     if isinstance(preds, torch.Tensor):
         return [(preds, *(targs.values() if isinstance(targs, Mapping) else targs))]*len(metrics)
-    named = isinstance(preds, Mapping)
-    keys,outs = (metrics,', '.join(preds)) if named else (range(len(preds)),len(preds))
-    if len(metrics)!=len(keys) or named and metrics.keys()-preds.keys():
-        raise ValueError(f"The model's outputs are {outs}, the metrics {', '.join(metrics)}: give one metric for each "
-                         f"output, {'by its name' if named else 'in their order'}.")
-    return [(preds[k], targs[k]) for k in keys]
+    keys = [*preds] if isinstance(preds, Mapping) else [*range(len(preds))]
+    order = [*metrics] if isinstance(preds, Mapping) else keys
+    if len(metrics)!=len(keys) or {*order}-{*keys}:
+        raise ValueError(f'The outputs are {keys}, the metrics {[*metrics]}: give one for each, by name or in order.')
+    return [(preds[k], targs[k]) for k in order]
 
 # %% ../nbs/09_learner.ipynb #c9
 class MetricsCB(Callback):
@@ -426,33 +419,16 @@ class MetricsCB(Callback):
         if self.row and not (learn.training and learn.does_valid): learn.logger(self.row)
 
 # %% ../nbs/09_learner.ipynb #f52b01b1
-class _Notebook: # Bar and table in one output, the plot in another, both updated; they keep their height
-    def __init__(self, n_epochs): self.height,self.bar,self.rows,self.outs = 1.9*n_epochs+4,'',[],{}
-    def _show(self, nm, o, **kwargs):
-        from IPython.display import display
-        if nm in self.outs: self.outs[nm].update(o, **kwargs)
-        else: self.outs[nm] = display(o, display_id=True, **kwargs)
-    def table(self, bar=None, losses=(), valid=(), row=None):
-        self.bar = bar or self.bar
-        if row: self.rows.append(format_row(row))
-        heads = ''.join(f'<th>{k}</th>' for r in self.rows[-1:] for k in r)
-        cells = '</tr><tr>'.join(''.join(f'<td>{v}</td>' for v in r.values()) for r in [{}, *self.rows])
-        html = f'<div style="min-height:{self.height:.0f}em">{self.bar}<table><tr>{heads}{cells}</tr></table></div>'
-        text = '\n'.join('  '.join(f'{k} {v}' for k,v in r.items()) for r in self.rows)
-        self._show('table', {'text/html': html, 'text/plain': text or 'training'}, raw=True)
-        if losses: self.plot(losses, valid)
-    def plot(self, losses, valid):
-        from matplotlib import pyplot as plt
-        fig,ax = plt.subplots(figsize=(6,3), layout='constrained')
-        ax.plot(torch.stack(losses).float().cpu(), label='training, each batch', alpha=.7)
-        if valid: ax.plot(*zip(*valid), 'o-', label='validation, each epoch')
-        ax.set(title='Loss', xlabel='training batch', ylabel='loss')
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend()
-        plt.close(fig)
-        self._show('plot', fig)
-
-_len = length_hint  # the number of batches, or 0 where a loader does not know it
+def _plot_losses(losses, valid):
+    from matplotlib import pyplot as plt
+    fig,(ax,) = subplots(figsize=(6,3))
+    ax.plot(torch.stack(losses).float().cpu(), label='training, each batch', alpha=.7)
+    if valid: ax.plot(*zip(*valid), 'o-', label='validation, each epoch')
+    ax.set(title='Loss', xlabel='training batch', ylabel='loss')
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend()
+    plt.close(fig)
+    return fig
 
 # %% ../nbs/09_learner.ipynb #c19
 class ProgressCB(Callback):
@@ -463,22 +439,23 @@ class ProgressCB(Callback):
         plot=False, # Draw the loss as it falls? In notebooks only
         mode=None, every=.5 # One of `modes`, None finds out; seconds between two drawings, at least
     ):
-        if mode not in (None, *self.modes):
-            raise ValueError(f"mode is {mode!r}, it has to be one of {', '.join(self.modes)}, or None.")
-        self.plot,self.mode,self.every,self.view,self.losses,self.valid = plot,mode,every,None,[],[]
+        if mode not in (None, *self.modes): raise ValueError(f'mode is {mode!r}: choose from {self.modes}, or None.')
+        fc.store_attr()
+        self.view = None
 
     def before_fit(self, learn):
         from tqdm import tqdm
         mode = self.mode or ('notebook' if fc.IN_NOTEBOOK else 'terminal' if sys.stdout.isatty() else 'lines')
-        self.notebook = _Notebook(learn.n_epochs) if mode=='notebook' else None
         self.view = tqdm(total=1., leave=False, disable=mode!='terminal', bar_format='{desc} {bar} {percentage:3.0f}%')
         sizes = [_len(getattr(learn.dls, nm, None)) for nm in ['train']*learn.does_train + ['valid']*learn.does_valid]
         self.total = sum(sizes)*(learn.n_epochs-learn.epoch) if all(sizes) else 0
-        self.n,self.shown,self.losses,self.valid,self.start = 0,0.,[],[],time.perf_counter()
+        self.n,self.shown,self.start,self.height = 0,0.,time.perf_counter(),learn.n_epochs
+        self.in_notebook,self.outs,self.bar,self.rows,self.losses,self.valid = mode=='notebook',{},'',[],[],[]
         learn.logger = self.row
     def row(self, row):
         if 'valid_loss' in row: self.valid.append((len(self.losses), row['valid_loss']))
-        if self.notebook: return self.notebook.table(row=row)
+        self.rows.append(format_row(row))
+        if self.in_notebook: return self._draw(self.bar)
         with self.view.external_write_mode(): print_row(row)
     def after_batch(self, learn):
         self.n += 1
@@ -491,15 +468,25 @@ class ProgressCB(Callback):
         if learn.training and learn.loss is not None: text += f', loss {learn.loss.item():.3f}'
         if 0<done<1: text += f', {self.view.format_interval((self.shown-self.start)*(1/done-1))} left'
         self.view.set_description_str(text)
-        self._in_notebook(f'<progress value={done:.4f} max=1></progress> {text}')
-    def _in_notebook(self, bar):
-        if self.notebook: self.notebook.table(bar, self.losses if self.plot else (), self.valid)
+        self._draw(f'<progress value={done:.4f} max=1></progress> {text}')
     def cleanup_fit(self, learn):
         if not self.view: return
         self.view.close()
-        if self.notebook: self.notebook.height = 1.9*len(self.notebook.rows)+4  # a fit may end early
-        self._in_notebook('<br>')
-        self.view = None
+        self.view,self.height = None,len(self.rows)  # a fit may end early
+        self._draw('<br>')
+
+    def _draw(self, bar): # Bar and table in one output, the plot in another, both updated; they keep their height
+        if not self.in_notebook: return
+        self.bar,heads = bar,''.join(f'<th>{k}</th>' for r in self.rows[-1:] for k in r)
+        cells = '</tr><tr>'.join(''.join(f'<td>{v}</td>' for v in r.values()) for r in [{}, *self.rows])
+        html = f'<div style="min-height:{1.9*self.height+4:.0f}em">{bar}<table><tr>{heads}{cells}</tr></table></div>'
+        text = '\n'.join('  '.join(f'{k} {v}' for k,v in r.items()) for r in self.rows)
+        self._show('table', {'text/html': html, 'text/plain': text or 'training'}, raw=True)
+        if self.plot and self.losses: self._show('plot', _plot_losses(self.losses, self.valid))
+    def _show(self, nm, o, **kwargs):
+        from IPython.display import display
+        if nm in self.outs: self.outs[nm].update(o, **kwargs)
+        else: self.outs[nm] = display(o, display_id=True, **kwargs)
 
 # %% ../nbs/09_learner.ipynb #c24
 def plot_history(history):

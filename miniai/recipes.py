@@ -7,16 +7,12 @@ __all__ = ['timm_resnets', 'models', 'batch_tfms', 'Recipe', 'recipes', 'timm_mo
            'train_or_load', 'load_model', 'load_results', 'results_table', 'main']
 
 # %% ../nbs/17_recipes.ipynb #6aee417e
-import json, math, os, shutil, sys
+import contextlib, json, math, os, shutil, sys, tempfile, time
 from collections import namedtuple
-from contextlib import ExitStack
-from datetime import date
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
-import fastcore.all as fc, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch, torch.nn.functional as F
-from torch import nn, optim
-import miniai
+import fastcore.all as fc, matplotlib.pyplot as plt, miniai, numpy as np, pandas as pd, torch, torch.nn.functional as F
+from torch import distributed as dist, nn, optim
 from .core import def_device, keep_freed_memory, set_seed, to_cpu
 from .datasets import DataLoaders, class_names, data_source, fashion_tensors, hold_out, pixel_stats
 from .learner import Accuracy, Callback, DeviceCB, Learner, MetricsCB, ProgressCB, TrainLearner, plot_history
@@ -42,14 +38,13 @@ models = dict(base=base_model, conv=conv_model, resnet=resnet, wide=wide, model2
               **{nm: partial(timm_model, nm) for nm in timm_resnets})
 
 # %% ../nbs/17_recipes.ipynb #4a62a057
-_crop_flip = RandCrop(1, per_image=True), RandFlip(per_image=True)
-batch_tfms = dict(crop_flip=nn.Sequential(*_crop_flip), erase=nn.Sequential(*_crop_flip, RandErase(per_image=True)),
-                  copy=nn.Sequential(*_crop_flip, RandCopy(per_image=True)),
-                  crop_erase=nn.Sequential(_crop_flip[0], RandErase(.3, per_image=True)))
+_crop,_flip = RandCrop(1, per_image=True),RandFlip(per_image=True)
+batch_tfms = {nm: nn.Sequential(_crop, *tfms) for nm,tfms in dict(
+    crop_flip=[_flip], erase=[_flip, RandErase(per_image=True)], copy=[_flip, RandCopy(per_image=True)],
+    crop_erase=[RandErase(.3, per_image=True)]).items()}
 _amps = dict(auto=None, no=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
-# A run. lesson: the accuracy to compare with; augment: key of batch_tfms; member: the recipe of an ensemble's two
-# models; muon: trained as in 18_challenge
+# lesson: accuracy to compare with; augment: in batch_tfms; member: recipe of an ensemble's two; muon: see 18_challenge
 Recipe = namedtuple('Recipe', 'name model epochs lr lesson augment member muon batch_size seed valid amp',
                     defaults=[None, None, None, False, 1024, 42, 0, 'auto'])
 
@@ -79,11 +74,10 @@ def get_recipe(
 )->Recipe:
     "The recipe with that name, with changes of its fields"
     asked = {k: v for k,v in dict(locals()).items() if v is not None}
-    for k,names in dict(recipe=recipes, model=models, amp=_amps).items():
-        if asked.get(k) not in (None, *names):
-            raise ValueError(f"There is no {k} {asked[k]!r}: choose from {', '.join(names)}.")
-    for k in 'epochs','lr','batch_size':
-        if not asked.get(k, 1)>0: raise ValueError(f'{k} is {asked[k]}, it has to be above 0.')
+    named = dict(recipe=recipes, model=models, amp=_amps)
+    for k,v in asked.items():
+        if v not in named.get(k, [v]): raise ValueError(f"There is no {k} {v!r}: choose from {', '.join(named[k])}.")
+        if k in ('epochs','lr','batch_size') and not v>0: raise ValueError(f'{k} is {v}, it has to be above 0.')
     return recipes[asked.pop('recipe')]._replace(**asked)
 
 # %% ../nbs/17_recipes.ipynb #229a83cd
@@ -112,14 +106,9 @@ def recipe_learner(r, splits, device=None, cbs=None)->Learner:
 
 # %% ../nbs/17_recipes.ipynb #4fb3fa3f
 def _commit(): # The commit of this package, if the repository around it has it
-    git = partial(fc.run, 'git', '-C', str(Path(miniai.__file__).parent))
-    try:
-        git('ls-files', '--error-unmatch', '__init__.py')
-        return git('describe', '--always', '--dirty', '--exclude=*', '--abbrev=12')
+    def git(args): return fc.run(['git', '-C', str(Path(miniai.__file__).parent), *args.split()])
+    try: return git('ls-files --error-unmatch __init__.py') and git('describe --always --dirty --exclude=* --abbrev=12')
     except OSError: return f'v{miniai.__version__}'
-
-def _wait():
-    if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.barrier()
 
 def _lock(folder, restart, stack):
     "Make and clear `folder`; until `stack` closes, no other training gets in. Then it is removed if it is empty"
@@ -128,7 +117,7 @@ def _lock(folder, restart, stack):
     stack.callback(lambda: [d.rmdir() for d in new if d.is_dir() and not any(d.iterdir())])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder): fd = os.open(folder, os.O_RDONLY)
+        with tempfile.TemporaryFile(dir=folder): fd = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, fd)
         flock(fd, LOCK_EX|LOCK_NB)
     except BlockingIOError as e: raise OSError(f'{folder} is being trained by another process: let it finish.') from e
@@ -150,20 +139,18 @@ _changed = dict(lr='lr', batch_size='bs', valid='valid', images='')  # in a line
 def _identify(r, splits): # All that makes a run this one, what of it is not the recipe's, and the name of its folder
     usual,data = recipes[r.name],digest(splits)
     changes = {k: v for k,v in r._asdict().items() if k in _changed and v!=getattr(usual, k)}
-    parts = [r.name, r.model if r.model!=usual.model else '', f'{r.epochs}ep', f'seed{r.seed}',
-             *(f'{_changed[k]}{v:g}' for k,v in changes.items()), r.amp if r.amp!='no' else '',
-             _data.get(data, f'data-{data[:8]}')]
+    parts = [r.name, r.model!=usual.model and r.model, f'{r.epochs}ep-seed{r.seed}',
+        *(f'{_changed[k]}{v:g}' for k,v in changes.items()), r.amp!='no' and r.amp, _data.get(data, f'data-{data:.8}')]
     if _data.get(data)!='': changes['images'] = len(splits['train'][0])-r.valid
     identity = r._asdict() | dict(recipe=r.name, data=data, augment=r.augment and str(batch_tfms[r.augment]),
                                   member=r.member and str(recipes[r.member]))
     return {k: v for k,v in identity.items() if k not in ('name','lesson')}, changes, '-'.join(filter(None, parts))
 
 # %% ../nbs/17_recipes.ipynb #c1b00021
-def _get_splits(data, device): # The splits that `data` asks for, and where they come from
-    path = None if data=='auto' else data
+def _get_splits(path, device): # The splits at `path`, or where `data_source` finds them, and where they come from
     try: return fashion_tensors(path, device=device), data_source(path)
     except FileNotFoundError as e:
-        if data!='auto' or data_source().folder: raise
+        if path is not None or data_source().folder: raise
         print(f'No full Fashion-MNIST was found, so this uses the small sample that ships with miniai. {e}')
         return _get_splits('sample', device)
     except (RuntimeError, AssertionError) as e:
@@ -184,7 +171,7 @@ def train_or_load(
     device,r = device or def_device,get_recipe(recipe, **kwargs)
     if threads is not None and threads<1: raise ValueError(f'threads is {threads}, it has to be above 0.')
     cbs = [AccelerateCB(cpu=device=='cpu')] if int(os.environ.get('WORLD_SIZE', 1))>1 else []
-    splits,src = _get_splits(data, device)
+    splits,src = _get_splits(None if data=='auto' else data, device)
     if r.amp=='auto': r = r._replace(amp={v: k for k,v in _amps.items()}[amp_dtype(device) or torch.float32])
     identity,changes,name = _identify(r, splits)
     if r.valid: splits = hold_out(splits, r.valid)
@@ -192,25 +179,25 @@ def train_or_load(
     learn.run = run = Path(out)/name
     on = f"{len(learn.dls.valid.x):,} {'held-out' if r.valid else 'test'} images"
     print(f'{src}: {len(learn.dls.train.x):,} images to train on, {on} to validate on.', flush=True)
-    finished = not restart and (run/'result.json').exists()
-    if not finished:
+    if not restart and (run/'result.json').exists(): print(f'{run} is finished; --restart (restart=True) trains anew.')
+    else:
         members = [train_or_load(r.member, device, data, threads, out, restart, **kwargs | dict(seed=r.seed+i))
                    for i in range(2) if r.member]
         _train_run(learn, identity, changes, members, restart, threads)
-    if finished or rank_distrib(): _read_run(learn, identity)
-    if finished: print(f'{run} is finished; --restart (restart=True) trains it again.')
+    _read_run(learn, run, identity)
     print(f'{_told(learn.result, on)}; weights, log and pictures in {run}/', flush=True)
     return learn
 
 # %% ../nbs/17_recipes.ipynb #c1b00004
 def _train_run(learn, identity, changes, members, restart, threads):
     run,device,commit,was = learn.run,learn.dls.train.x.device,_commit(),torch.get_num_threads()
+    wait = dist.barrier if dist.is_available() and dist.is_initialized() else fc.noop
     if device.type=='cpu': keep_freed_memory()
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, was)
         torch.set_num_threads(threads or was)
         if not rank_distrib(): _lock(run, restart, stack)
-        _wait()
+        wait()
         print(f"{'Measuring' if members else 'Training'} {run.name} on {device}; CPU threads: "
               f"{torch.get_num_threads()}; amp: {identity['amp']}.", flush=True)
         if members:
@@ -220,37 +207,32 @@ def _train_run(learn, identity, changes, members, restart, threads):
             learn.history[-1] |= dict(epoch=identity['epochs'], train_accuracy=sum(accs)/2, train_seconds=sum(secs))
         else: learn.fit(identity['epochs'], cbs=CheckpointCB(run/'checkpoint.pt', restart, **identity))
         if not rank_distrib(): _write_run(learn, identity, changes, commit)
-        _wait()
+        wait()
 
 def _write_run(learn, identity, changes, commit):
     run,rows,device,n = learn.run,learn.history,learn.dls.train.x.device,int(os.environ.get('WORLD_SIZE', 1))
-    preds,tta = dict(zip(('preds','targs'), learn.tta([fc.noop]))),None
+    (preds,targs),tta,views = learn.tta([fc.noop]),None,{}
     if identity['augment'] or identity['muon']:
-        preds['tta'] = learn.tta(shift_views if identity['muon'] and identity['augment'] else flip_views)[0]
-        tta = round((preds['tta'].argmax(1)==preds['targs']).float().mean().item(), 5)
-    last = {k: round(v, 5) for k,v in rows[-1].items()}
-    res = identity | changes | dict(
-        accuracy=last['valid_accuracy'], loss=last['valid_loss'], train_accuracy=last['train_accuracy'],
-        tta_accuracy=tta, seconds=round(sum(o['train_seconds'] for o in rows), 1),
+        mean = learn.tta(shift_views if identity['muon'] and identity['augment'] else flip_views)[0]
+        tta,views = round((mean.argmax(1)==targs).float().mean().item(), 5),{'tta': mean.half()}
+    res = identity | changes | {k.removeprefix('valid_'): round(v, 5) for k,v in rows[-1].items()} | dict(
+        tta_accuracy=tta, seconds=round(sum(o['train_seconds'] for o in rows), 1), commit=commit,
         device=(torch.cuda.get_device_name() if device.type=='cuda' else device.type) + (f' x{n}' if n>1 else ''),
-        threads=torch.get_num_threads(), torch=torch.__version__, date=date.today().isoformat(), commit=commit)
-    learn.result = {k: res[k] for k in [*_keys, *changes]}
+        threads=torch.get_num_threads(), torch=torch.__version__, date=time.strftime('%Y-%m-%d'))
     save_safely(dict(identity=identity, history=rows, vocab=class_names, size=list(learn.dls.train.x.shape[1:]),
                      state=to_cpu(learn.model.state_dict())), run/'model.pt')
-    small = {k: v.to(torch.uint8 if k=='targs' else torch.half).cpu().numpy() for k,v in preds.items()}
-    figs = {k: fig for k,fig in (('history', plot_history(rows)), ('mistakes', plot_mistakes(learn))) if fig}
-    log = pd.DataFrame(rows).set_index('epoch')
-    files = {'preds.npz': partial(np.savez_compressed, **small), 'log.csv': log.to_csv}
-    files |= {f'{k}.png': partial(fig.savefig, dpi=110) for k,fig in figs.items()}
-    files['result.json'] = lambda f: f.write_text(json.dumps(learn.result, allow_nan=False)+'\n')
-    for nm,write in files.items():
-        with atomic(run/nm) as f: write(f)
-    for fig in figs.values(): plt.close(fig)
+    with atomic(run/'preds.npz') as f: np.savez_compressed(f, preds=preds.half(), targs=targs.byte(), **views)
+    with atomic(run/'log.csv') as f: pd.DataFrame(rows).to_csv(f, index=False)
+    for nm,fig in ('history',plot_history(rows)),('mistakes',plot_mistakes(learn)):
+        if not fig: continue
+        with atomic(run/f'{nm}.png') as f: fig.savefig(f, dpi=110)
+        plt.close(fig)
+    line = json.dumps({k: res[k] for k in [*_keys, *changes]}, allow_nan=False)
+    with atomic(run/'result.json') as f: f.write_text(line+'\n')
     (run/'checkpoint.pt').unlink(missing_ok=True)
 
 # %% ../nbs/17_recipes.ipynb #c1b00025
-def _read_run(learn, identity):
-    run = learn.run
+def _read_run(learn, run, identity):
     try:
         saved,learn.result = load_safely(run/'model.pt'),json.loads((run/'result.json').read_text())
         if lacks := set(_keys)-set(learn.result): raise ValueError(f"result.json lacks {', '.join(sorted(lacks))}")
@@ -259,8 +241,7 @@ def _read_run(learn, identity):
         learn.metrics = next(cb for cb in learn.cbs if isinstance(cb, MetricsCB))
         learn.metrics.history = saved['history']
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
-        raise ValueError(f'{run} cannot be opened: {e}. Train it again with --restart (restart=True), or leave it '
-                         'and choose another out folder.') from e
+        raise ValueError(f'{run} cannot be opened: {e}. Use --restart (restart=True), or another out folder.') from e
 
 # %% ../nbs/17_recipes.ipynb #c1b00027
 def _lesson(res): # The lesson's accuracy for a run like this one, as a text
@@ -269,10 +250,10 @@ def _lesson(res): # The lesson's accuracy for a run like this one, as a text
     return f'{r.lesson:.3f}' + (f' with {r.model}' if r.model!=res['model'] else '')
 
 def _told(res, on):
-    lesson,tta = _lesson(res),res['tta_accuracy']
     on += {'': '', 'sample': ' of the sample'}.get(_data.get(res['data']), ' of other data')
-    return (f"validation accuracy {res['accuracy']:.4f} on {on}" + (f' (the lesson: {lesson})' if lesson else '') +
-            ('' if tta is None else f', {tta:.4f} with TTA'))
+    if lesson := _lesson(res): on += f' (the lesson: {lesson})'
+    if res['tta_accuracy'] is not None: on += f", {res['tta_accuracy']:.4f} with TTA"
+    return f"validation accuracy {res['accuracy']:.4f} on {on}"
 
 # %% ../nbs/17_recipes.ipynb #c1b00029
 def load_model(run)->nn.Module: # In eval mode, on the CPU; `vocab` are its class names, `size` that of an image
@@ -289,22 +270,19 @@ def load_results(folder, changed=False)->pd.DataFrame:
     lines = [json.loads(l) for f in sorted(Path(folder).glob('*.jsonl')) for l in f.read_text().splitlines()]
     if not lines: print(f'There are no results in {folder}.')
     df = pd.DataFrame(lines, columns=[*_keys, *_changed])
-    if changed: return df
-    own = df.model==df.recipe.map({r.name: r.model for r in recipes.values()})
-    return df[own & df[[*_changed]].isna().all(axis=1)].drop(columns=[*_changed])
+    own = (df.model==df.recipe.map({r.name: r.model for r in recipes.values()})) & df[[*_changed]].isna().all(axis=1)
+    return df if changed else df[own].drop(columns=[*_changed])
 
 def results_table(results, names=None)->pd.DataFrame:
     "Accuracy by recipe, mean ± standard deviation over the seeds; `names` are the recipes to show, run or not"
     def stat(s): return '' if s.isna().any() else f'{s.mean():.4f}' + (f' ± {s.std():.4f}' if len(s)>1 else '')
     names = list(results.recipe.unique() if names is None else names)
     by = ['recipe','model','epochs','device','amp', *(k for k in _changed if k in results and results[k].notna().any())]
-    df = results.groupby(by, sort=False, dropna=False).agg(
-        accuracy=('accuracy', stat), TTA=('tta_accuracy', stat), seeds=('seed', 'size'), seconds=('seconds', 'mean'))
-    df = df.round().astype({'seconds': int}).reset_index().astype(object)
+    df = results.groupby(by, sort=False, dropna=False).agg(accuracy=('accuracy',stat), TTA=('tta_accuracy',stat),
+        seeds=('seed','size'), seconds=('seconds','mean')).round().astype({'seconds': int}).reset_index().astype(object)
     new = [dict(recipe=nm, model=r.model, epochs=r.epochs, accuracy=f'not run yet: miniai-train --recipe {nm}')
            for nm in names if nm not in set(df.recipe) for r in [get_recipe(nm)]]
-    df = pd.concat([df, pd.DataFrame(new, dtype=object)])
-    df['lesson'] = [*map(_lesson, df.to_dict('records'))]
+    df = pd.concat([df, pd.DataFrame(new, dtype=object)]).assign(lesson=lambda d: [*map(_lesson, d.to_dict('records'))])
     df = df.set_index('recipe').loc[names, 'model epochs accuracy TTA seeds lesson seconds device amp'.split() + by[5:]]
     return df.fillna('').rename_axis(index=None, columns='recipe')
 
@@ -315,6 +293,5 @@ def main(**kwargs):
     "Train a model of the lesson on Fashion-MNIST, or open a finished run"
     if rank_distrib(): sys.stdout = open(os.devnull, 'w')  # the first of several processes speaks
     try: train_or_load(**kwargs)
-    except KeyboardInterrupt:
-        sys.exit('miniai-train: stopped; the same command (without --restart) goes on after the last whole epoch')
+    except KeyboardInterrupt: sys.exit('miniai-train: stopped; without --restart it goes on after the last whole epoch')
     except (ValueError, OSError, ImportError, ArithmeticError) as e: sys.exit(f'miniai-train: {e}')

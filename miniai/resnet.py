@@ -6,13 +6,11 @@
 __all__ = ['resnet', 'SummaryRow', 'base_model', 'conv_model', 'ResBlock', 'get_model', 'Summary', 'summary']
 
 # %% ../nbs/13_resnet.ipynb #ecacb5bf
-import math, torch, fastcore.all as fc
+import math, torch, fastcore.all as fc, torch.nn as nn
 from collections import OrderedDict, namedtuple
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from numbers import Integral
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from .core import _tensors, check_whole
 from .activations import Hooks
@@ -39,10 +37,9 @@ class ResBlock(nn.Module):
         check_whole(ni=ni, nf=nf)
         if stride not in (1,2): raise ValueError(f'stride is {stride}: the grid is kept or halved, so take 1 or 2.')
         conv1,conv2 = conv(ni, nf, ks, 1, act, norm),conv(nf, nf, ks, stride, None, norm)
-        if zero_norm:
-            if not norm or getattr(conv2[1], 'weight', None) is None:
-                raise ValueError(f'zero_norm needs a norm with weights, but norm is {norm}: take nn.BatchNorm2d.')
-            nn.init.zeros_(conv2[1].weight)
+        w = getattr(norm and conv2[1], 'weight', None)
+        if zero_norm and w is None: raise ValueError(f'zero_norm needs a norm with weights (BatchNorm2d), not {norm}.')
+        if zero_norm: nn.init.zeros_(w)
         self.convs = nn.Sequential(OrderedDict(conv1=conv1, conv2=conv2))
         self.idconv = nn.Identity() if ni==nf else nn.Conv2d(ni, nf, 1)
         self.pool = nn.Identity() if stride==1 else nn.AvgPool2d(2, ceil_mode=True)
@@ -59,20 +56,19 @@ def get_model(
     pool=nn.Flatten, drop=0., act=act_gr, norm=nn.BatchNorm2d # `pool` makes features, of which dropout zeroes `drop`
 )->nn.Sequential: # (n,ni,*size) to (n,n_out)
     "A block that keeps the grid, blocks that halve it, then flatten or pool, linear layer and batch norm"
-    nfs,grid = list(nfs),[size]*2 if isinstance(size, Integral) else list(size)
+    nfs,grid = list(nfs),list(size) if fc.is_iter(size) else [size]*2
     if not nfs: raise ValueError('nfs is empty: give at least the channels of the first block.')
     if len(grid)!=2: raise ValueError(f'size is {size}, it must be a number, or height and width.')
     check_whole(ni=ni, n_out=n_out, nfs=nfs, size=grid, extra=[] if extra is None else extra)
-    layers,last = OrderedDict(stem=(stem or block)(ni, nfs[0], stride=1, ks=ks, act=act, norm=norm)),nfs[0]
-    for i,(nf,stride) in enumerate([(nf,2) for nf in nfs[1:]] + [(extra,1)]*(extra is not None), 1):
-        if stride==2 and max(grid)==1:
-            raise ValueError(f'An input of size {size} has shrunk to a 1×1 grid before block {i} of {len(nfs)-1}: '
-                             f'take a larger input, or at most {i} widths instead of {nfs}.')
-        layers[f'block{i}'] = block(last, nf, stride=stride, ks=3, act=act, norm=norm)
-        last,grid = nf,[-(-s//stride) for s in grid]
+    most,n = 1+(int(max(grid))-1).bit_length(),len(nfs)  # the first keeps the grid, each other halves it
+    if n>most: raise ValueError(f'An input of size {size} has shrunk to a 1×1 grid before block {most} of {n-1}: take '
+                                f'a larger input, or at most {most} widths instead of {nfs}.')
+    layers = OrderedDict(stem=(stem or block)(ni, nfs[0], stride=1, ks=ks, act=act, norm=norm))
+    for i in range(1, n): layers[f'block{i}'] = block(nfs[i-1], nfs[i], stride=2, ks=3, act=act, norm=norm)
+    if extra: layers[f'block{n}'] = block(nfs[-1], extra, stride=1, ks=3, act=act, norm=norm)
     layers['pool'] = pool()
     if drop: layers['drop'] = nn.Dropout(drop)
-    n_feat = pool()(torch.empty(1, last, *grid)).shape[1]
+    n_feat = pool()(torch.empty(1, extra or nfs[-1], *(-(-s//2**(n-1)) for s in grid))).shape[1]
     return nn.Sequential(layers | dict(linear=nn.Linear(n_feat, n_out, bias=False), norm=nn.BatchNorm1d(n_out)))
 
 resnet = partial(get_model)
@@ -102,30 +98,27 @@ def _shape(o):
 # %% ../nbs/13_resnet.ipynb #7f85f1aa
 class _SummaryCB(Callback): # Watches one forward pass, as the last before it and the first after it, and ends the fit
     order,skip_dry_run = math.inf,True
-    def __init__(self): self.stack,self.starts,self.seen = ExitStack(),[],{}
+    def __init__(self): self.stack,self.flops,self.starts,self.seen = ExitStack(),FlopCounterMode(display=False),[],{}
     def before_batch(self, learn):
         learn.model = getattr(learn.model, '_orig_mod', learn.model)  # of a compiled model, the one that was written
-        self.stack.enter_context(torch.compiler.set_stance('force_eager'))
-        self.flops = self.stack.enter_context(FlopCounterMode(display=False))
+        for o in torch.compiler.set_stance('force_eager'),self.flops: self.stack.enter_context(o)
         for m in learn.model.modules():
-            self.stack.callback(m.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+            self.stack.enter_context(m.register_forward_pre_hook(self._before, with_kwargs=True))
         self.stack.enter_context(Hooks(learn.model.modules(), self._after))
     def cleanup_batch(self, learn): self.stack.close()
     def _before(self, m, args, kwargs): self.starts.append((_shape((*args, kwargs)), self.flops.get_total_flops()))
     def _after(self, hook, m, args, out):
         inp,start = self.starts.pop()
-        inp,outp,flops = self.seen.get(m, (inp or '–', _shape(out) or '–', 0))
-        self.seen[m] = inp,outp,flops+self.flops.get_total_flops()-start
+        self.seen.setdefault(m, [inp or '–', _shape(out) or '–', 0])[2] += self.flops.get_total_flops()-start
 
     def after_predict(self, learn):
-        def n_params(ps): return sum(p.numel() for p in ps if not nn.parameter.is_lazy(p))
         self.rows,levels,n_items = [],{},next((len(t) for t in _tensors(learn.batch) if t.ndim), 1) or 1
         self.seen.setdefault(learn.model, ('–', '–', self.flops.get_total_flops()))
         for nm,m in learn.model.named_modules():
             inp,outp,flops = self.seen.get(m, ('–', '–', 0))
             ps,counted = set(m.parameters()),levels.setdefault(nm.count('.')+bool(nm), set())
-            n,macs = n_params(ps-counted),flops//2//n_items
-            self.rows.append(SummaryRow(nm or 'model', type(m).__name__, inp, outp, n, macs))
+            n = sum(p.numel() for p in ps-counted if not nn.parameter.is_lazy(p))
+            self.rows.append(SummaryRow(nm or 'model', type(m).__name__, inp, outp, n, flops//2//n_items))
             counted |= ps
         raise CancelFitException()
 
@@ -134,8 +127,7 @@ def summary(self:Learner, depth=1)->Summary: # A Markdown table in a notebook, a
     "Shapes, parameters and MACs of the modules, `depth` levels of them, for one batch; the learner is left as it was"
     check_whole(0, depth=depth)
     train,valid = (getattr(self.dls, k, None) for k in ('train','valid'))
-    if train is None and valid is None:
-        raise ValueError(f'summary looks at one batch, but there is no loader in dls ({self.dls!r}): pass DataLoaders.')
+    if train is None and valid is None: raise ValueError(f'There is no loader in dls ({self.dls!r}): pass DataLoaders.')
     with no_trace(self, skip_cbs=True):
         if valid is None: self.dls = fc.NS(valid=train)
         self.fit(1, train=False, cbs=(look := _SummaryCB()))

@@ -9,7 +9,6 @@ __all__ = ['anneals', 'cos_anneal', 'lin_anneal', 'Schedule', 'CosineAnnealing',
 
 # %% ../nbs/12_sgd.ipynb #195c0b74
 import math, torch, fastcore.all as fc
-from operator import attrgetter
 from .core import check_whole, get_grid, map_batch
 from .learner import Callback, Learner
 
@@ -51,8 +50,7 @@ class Schedule:
 
     def step(self):
         n,nm = len(self.lr),type(self).__name__
-        if self.t==self.total_steps: raise ValueError(
-            f'{nm} is at its end, all of its {self.t} steps are taken: total_steps has to be {_total}.')
+        if self.t==self.total_steps: raise ValueError(f'{nm} took all {self.t} steps: total_steps has to be {_total}.')
         if len(_groups(self.opt))!=n: raise ValueError(f'{nm} was made for {n} parameter groups: add others before.')
         self._write(self.t+1)
 
@@ -61,22 +59,19 @@ class Schedule:
         pct = (t-self.points[i-1])/(self.points[i]-self.points[i-1])
         def at(vals): return anneals[self.anneal_strategy](vals[i-1], vals[i], pct)
         for j,g in enumerate(_groups(self.opt)):
-            lr = at(self.lr[j])
-            g['lr'] = g['lr'].fill_(lr) if isinstance(g['lr'], torch.Tensor) else lr
+            g['lr'] = g['lr'].fill_(at(self.lr[j])) if isinstance(g['lr'], torch.Tensor) else at(self.lr[j])
             if self.mom: g[key] = (at(self.mom[j]), *g[key][1:]) if key=='betas' else at(self.mom[j])
 
     def state_dict(self): return {k: v for k,v in vars(self).items() if k!='opt'}
     def load_state_dict(self, state):
-        if set(state)!=set(self.state_dict()): raise ValueError(f'The state has {[*state]}, expected '
-            f'{[*self.state_dict()]}: pass what {type(self).__name__}.state_dict() returned.')
+        if {*state}!={*self.state_dict()}: raise ValueError(f'The state has {[*state]}: pass what state_dict() gave.')
         Schedule.__init__(self, self.opt, **state)
 
 # %% ../nbs/12_sgd.ipynb #0820ac16
 def _per_group(opt, nm, v):
-    n = len(_groups(opt))
-    if not isinstance(v, (list,tuple)): return [v]*n
-    if len(v)==n: return v
-    raise ValueError(f'{nm} has {len(v)} values for {n} parameter groups: give one for each, or one number for all.')
+    vs = v if isinstance(v, (list,tuple)) else [v]*len(_groups(opt))
+    if len(vs)==len(_groups(opt)): return vs
+    raise ValueError(f'{nm} has {len(vs)} values for {len(_groups(opt))} groups: give one for each, or one for all.')
 
 class CosineAnnealing(Schedule):
     "Lets each group's rate fall from where it is to `eta_min` (one number, or one per group), along half a cosine"
@@ -103,8 +98,7 @@ class BaseSchedCB(Callback):
     "Makes a scheduler from the optimizer of each training fit; `sched` is a function that does, such as a `partial`"
     skip_dry_run = True
     def __init__(self, sched):
-        if not callable(sched): raise TypeError(f'sched is a finished {type(sched).__name__}: pass what makes one from '
-            'an optimizer, as in partial(OneCycle, max_lr=.1, total_steps=100).')
+        if not callable(sched): raise TypeError(f'sched is a {type(sched).__name__}: pass what makes one, a partial.')
         self.sched,self.schedo = sched,None
     def before_fit(self, learn):
         if learn.does_train: self.schedo = self.sched(learn.opt)
@@ -143,7 +137,7 @@ class RecorderCB(Callback):
     def before_fit(self, learn):
         if not learn.does_train: return
         mom = {'mom': group_mom} if _mom_key(learn.opt) else {}
-        self.now = self.getters or {'lr': group_lr, **mom, 'loss': attrgetter('loss')}
+        self.now = self.getters or {'lr': group_lr, **mom, 'loss': fc.attrgetter('loss')}
         self.recs = {nm: [] for nm in self.now}
     def after_step(self, learn):
         for nm,f in self.now.items(): self.recs[nm].append(map_batch(lambda t: t.detach().clone(), f(learn)))

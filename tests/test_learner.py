@@ -223,12 +223,12 @@ def test_no_epochs_is_a_quiet_no_op(capsys):
 def test_empty_loader():
     learn = toy()
     learn.dls.train = TensorLoader(torch.zeros(3,4), torch.zeros(3).long(), 8, drop_last=True)
-    with pytest.raises(ValueError, match='The training loader gave no batch: it is empty, or drop_last'): learn.fit(1)
+    with pytest.raises(ValueError, match='The training loader gave no batch: give it a full one, or drop_last=False'): learn.fit(1)
     learn = toy()
     learn.dls.valid = []
     with pytest.raises(ValueError, match='The validation loader gave no batch'): learn.fit(1)
     learn.dls.valid = None
-    with pytest.raises(ValueError, match='dls.valid is None: pass valid=False'): learn.fit(1)
+    with pytest.raises(ValueError, match='has no valid loader: pass DataLoaders.train, valid., or valid=False'): learn.fit(1)
 
 def test_nobody_predicts():
     with pytest.raises(RuntimeError, match='add TrainCB'): toy(Learner).fit(1)
@@ -289,8 +289,8 @@ def test_a_metric_for_each_output(batch):
     assert list(learn.metrics.history[0])==['epoch','train_loss','train_seconds','valid_loss','valid_seconds']
 
 @pytest.mark.parametrize('named, msg', [
-    (False, "outputs are 2, the metrics accuracy: give one metric for each output, in their order"),
-    (True, "outputs are second, first, the metrics accuracy: give one metric for each output, by its name")])
+    (False, r"outputs are \[0, 1\], the metrics \['accuracy'\]: give one for each, by name or in order"),
+    (True, r"outputs are \['second', 'first'\], the metrics \['accuracy'\]: give one for each, by name or in order")])
 def test_metrics_that_do_not_match_the_outputs(named, msg):
     batch = {'x': X, 'first': Y, 'second': Y%2} if named else (X,Y,Y%2)
     learn = TrainLearner(TwoOutputs(named), DataLoaders([batch], [batch]), two_losses, cbs=MetricsCB(Accuracy()))
@@ -319,7 +319,7 @@ def test_terminal():
 
 def test_progress_without_metrics_and_unknown_mode():
     toy(cbs=ProgressCB(mode='lines')).fit(1)
-    with pytest.raises(ValueError, match="mode is 'fancy', it has to be one of notebook, terminal, lines"):
+    with pytest.raises(ValueError, match="mode is 'fancy': choose from .'notebook', 'terminal', 'lines'., or None"):
         ProgressCB(mode='fancy')
 
 def test_interrupted_training_shows_what_it_has(capsys):

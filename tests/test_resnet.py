@@ -230,7 +230,7 @@ def test_loaders():
     learn = TrainLearner(m, only, F.cross_entropy)
     assert learn.summary().rows and learn.dls is only and only.valid is None
     for dls in None, DataLoaders(None):
-        with pytest.raises(ValueError, match='there is no loader in dls'):
+        with pytest.raises(ValueError, match='There is no loader in dls'):
             TrainLearner(m, dls, F.cross_entropy).summary()
     learn = TrainLearner(m, images(valid=(X[:0],torch.arange(0))), F.cross_entropy)
     with pytest.raises(ValueError, match='validation loader gave no batch'): check(learn, learn.summary)

@@ -145,8 +145,8 @@ def test_states_that_do_not_fit():
     before = sched.state_dict(),read(sched.opt)
     one,plain = optim.SGD([nn.Parameter(torch.ones(1))], .1),two_groups(optim.Adagrad)
     theirs = lr_scheduler.OneCycleLR(two_groups(), .1, 10).state_dict()
-    for state,msg in ((theirs, r"expected \['total_steps', 'anneal_strategy', .*pass what OneCycle.state_dict"),
-                      ({}, r'The state has \[\], expected'),
+    for state,msg in ((theirs, r"The state has \['total_steps', .*'last_epoch', .*: pass what state_dict\(\) gave"),
+                      ({}, r'The state has \[\]: pass what state_dict\(\) gave'),
                       (CosineAnnealing(one, 10).state_dict(), 'lr has to have 2 values for each of 2 groups'),
                       ({**before[0], 't': 13}, 't is 13, but has to be from 0 to total_steps=12')):
         with pytest.raises(ValueError, match=msg): sched.load_state_dict(state)
@@ -174,7 +174,7 @@ def test_step_past_the_end(make):
     sched = make(opt)
     for _ in range(12): sched.step()
     before = read(opt),sched.t
-    msg = f'{type(sched).__name__} is at its end, all of its 12 steps are taken: total_steps has to be epochs'
+    msg = f'{type(sched).__name__} took all 12 steps: total_steps has to be epochs'
     for _ in range(2):
         with pytest.raises(ValueError, match=msg): sched.step()
     assert (read(opt),sched.t)==before
@@ -189,7 +189,7 @@ def test_no_momentum_to_cycle(opt_func):
     OneCycle(opt, .1, 10, cycle_momentum=False).step()
 
 @pytest.mark.parametrize('kw, msg', [
-    (dict(max_lr=[.1]), 'max_lr has 1 values for 2 parameter groups'), (dict(max_momentum=[.9]), 'max_momentum has 1'),
+    (dict(max_lr=[.1]), 'max_lr has 1 values for 2 groups'), (dict(max_momentum=[.9]), 'max_momentum has 1'),
     (dict(base_momentum=(.1,.2,.3)), 'base_momentum has 3 values'),
     (dict(anneal_strategy='exp'), r"anneal_strategy 'exp' is not \['cos', 'linear'\]")])
 def test_bad_settings(kw, msg):
@@ -267,7 +267,7 @@ def test_lr_find_between_fits_changes_nothing():
 @pytest.mark.parametrize('make', [CosineAnnealing, partial(OneCycle, max_lr=.1, pct_start=.8)])
 def test_fit_longer_than_its_schedule(cb, total, epochs, make):
     rec = RecorderCB()
-    with pytest.raises(ValueError, match=f'all of its {total} steps are taken: total_steps has to') as e:
+    with pytest.raises(ValueError, match=f'took all {total} steps: total_steps has to') as e:
         learner(cb(partial(make, total_steps=total)), rec).fit(epochs)
     event = 'after_batch' if cb is BatchSchedCB else 'after_epoch'
     assert f'Raised in callback {cb.__name__}, event {event}.' in e.value.__notes__
@@ -284,7 +284,7 @@ def test_validation_and_cancelled_batches_take_no_step():
 @pytest.mark.parametrize('cb', [BatchSchedCB, EpochSchedCB])
 def test_a_finished_scheduler_is_refused(cb):
     for f in partial(CosineAnnealing, total_steps=3), partial(lr_scheduler.CosineAnnealingLR, T_max=3):
-        with pytest.raises(TypeError, match='sched is a finished CosineAnn.*pass what makes one'): cb(f(two_groups()))
+        with pytest.raises(TypeError, match='sched is a CosineAnn.*pass what makes one'): cb(f(two_groups()))
 
 class Plain:
     "As an optimizer written from scratch has it: params, lr, step and zero_grad"
