@@ -223,12 +223,12 @@ def test_no_epochs_is_a_quiet_no_op(capsys):
 def test_empty_loader():
     learn = toy()
     learn.dls.train = TensorLoader(torch.zeros(3,4), torch.zeros(3).long(), 8, drop_last=True)
-    with pytest.raises(ValueError, match='The training loader gave no batch: give it a full one, or drop_last=False'): learn.fit(1)
+    with pytest.raises(ValueError, match='The training loader gave no batch: give it a full one'): learn.fit(1)
     learn = toy()
     learn.dls.valid = []
     with pytest.raises(ValueError, match='The validation loader gave no batch'): learn.fit(1)
     learn.dls.valid = None
-    with pytest.raises(ValueError, match='has no valid loader: pass DataLoaders.train, valid., or valid=False'): learn.fit(1)
+    with pytest.raises(ValueError, match='dls, a .*, has no valid loader: .* or valid=False'): learn.fit(1)
 
 def test_nobody_predicts():
     with pytest.raises(RuntimeError, match='add TrainCB'): toy(Learner).fit(1)
