@@ -45,7 +45,7 @@ class HooksCallback(Callback):
     def __init__(self, hookfunc, mod_filter=fc.noop, on_train=True, on_valid=False, mods=None):
         if isinstance(mod_filter, type): mod_filter = fc.risinstance(mod_filter)
         fc.store_attr()
-        self.hooks,self.names,self.dry = Hooks([], hookfunc),[],None
+        self.hooks,self.names,self.level = Hooks([], hookfunc),[],None
 
     def before_fit(self, learn):
         watching = any(h.handle for h in self.hooks)  # then this fit is a look in the middle of another
@@ -56,17 +56,18 @@ class HooksCallback(Callback):
         mods = [m for m in (names if self.mods is None else self.mods) if self.mod_filter(m)]
         if not mods: warnings.warn(f'{type(self).__name__} watches nothing: mod_filter matches none of the modules, '
                                    f"whose types are {', '.join(sorted({type(m).__name__ for m in names}))}.")
-        self.dry,self.names,self.hooks = learn.dry_run,[names[m] for m in mods],Hooks(mods, partial(self._call, learn))
+        self.level,self.names = len(learn._busy),[names[m] for m in mods]
+        self.hooks = Hooks(mods, partial(self._call, learn))
 
     def _call(self, learn, hook, mod, inp, outp):
-        if learn.dry_run!=self.dry or not (self.on_train if learn.training else self.on_valid): return
+        if len(learn._busy)!=self.level or not (self.on_train if learn.training else self.on_valid): return
         try: return self.hookfunc(hook, mod, inp, outp)
         except Exception as e:
             e.add_note(f'Raised in the hook of callback {type(self).__name__} on a {type(mod).__name__}.')
             raise
 
     def cleanup_fit(self, learn):
-        if learn.dry_run==self.dry: self.hooks.remove()
+        if len(learn._busy)==self.level: self.hooks.remove()
 
 # %% ../nbs/10_activations.ipynb #a6d1ad59
 def _append_stats(hook, mod, inp, outp, bins, top):

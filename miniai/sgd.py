@@ -162,11 +162,11 @@ def fit_one_cycle(self:Learner, n_epochs, lr=None, cbs=None, **kwargs):
 # %% ../nbs/12_sgd.ipynb #e7ffb6d2
 class HasLearnCB(Callback):
     "Has the learner as `self.learn` while a fit runs, and lets go of it at the end"
-    learn = dry = None
+    learn = level = None
     def before_fit(self, learn):
-        if self.learn is None: self.learn,self.dry = learn,learn.dry_run
+        if self.learn is None: self.learn,self.level = learn,len(learn._busy)
     def cleanup_fit(self, learn):
-        if learn.dry_run==self.dry: self.learn = None
+        if len(learn._busy)==self.level: self.learn = None
 
 # %% ../nbs/12_sgd.ipynb #c12muon7
 def orthogonalize(g, steps=5):

@@ -13,7 +13,7 @@ from conftest import EVENTS, Raises, learner, state, toy, toy_dls, toy_model
 
 LOOKS = dict(capture=lambda l: l.capture_preds(), tta=lambda l: l.tta([lambda x: x]),
              evaluation=lambda l: l.fit(1, train=False), summary=lambda l: l.summary(),
-             lr_find=lambda l: l.lr_find(show=False), show=lambda l: None)
+             lr_find=lambda l: l.lr_find(show=False, gamma=3), show=lambda l: None)
 HOOKS = [f'{when}_{what}' for what in ('fit','epoch','batch') for when in ('before','after','cleanup')]
 
 class Looks(Callback):

@@ -106,6 +106,18 @@ def test_a_copy_made_inside_a_fit_is_in_no_fit():
     kept[0].fit(2)
     assert len(kept[0].history)==n+2 and kept[0].history[-1]['epoch']==3
 
+def test_a_look_within_a_look():
+    seen,learners = [],[]
+    learn = toy()
+    def look(l):
+        if l.iter==0 and len(l._busy)==1: l.capture_preds()
+    hooks = HooksCallback(lambda *o: seen.append(1), nn.ReLU, on_train=False, on_valid=True)
+    has = HasLearnCB()
+    cbs = [hooks, has, At('after_batch', look, 50), At('after_predict', lambda l: learners.append(has.learn))]
+    learn.fit(1, train=False, cbs=cbs)
+    n = len(learn.dls.valid)
+    assert len(seen)==n and learners==[learn]*2*n and has.learn is None
+
 # ---- predictions
 
 @pytest.mark.parametrize('shape', [(3,1), (3,)])
