@@ -56,33 +56,16 @@ class MixedPrecision(Callback):
         torch.clear_autocast_cache()  # inside another batch, its end would come too late
 
 # %% ../nbs/16_accel.ipynb #a16fast5
-class _PatchConv(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, w, stride, pad):
-        ks,w = w.shape[2],w.permute(0,2,3,1).flatten(1)
-        x = F.pad(x.permute(0,2,3,1), (0,0,pad,pad,pad,pad))
-        patches = x.unfold(1, ks, stride).unfold(2, ks, stride).movedim(3, -1).flatten(3)
-        ctx.save_for_backward(patches, w)
-        ctx.sizes = x.shape,ks,stride,pad
-        return (patches@w.T).permute(0,3,1,2)
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        (patches,w),(shape,ks,stride,pad) = ctx.saved_tensors,ctx.sizes
-        grad,dx = grad.permute(0,2,3,1),grad.new_zeros(shape)
-        dxs = dx.unfold(1, ks, stride).unfold(2, ks, stride)  # the patches of dx, as a view
-        dpatches = (grad@w).unflatten(-1, (ks,ks,shape[3]))
-        for i in range(ks):
-            for j in range(ks): dxs[...,i,j].add_(dpatches[:,:,:,i,j])
-        dw = (grad.flatten(0,2).T@patches.flatten(0,2)).unflatten(1, (ks,ks,shape[3]))
-        return dx[:, pad:shape[1]-pad, pad:shape[2]-pad].permute(0,3,1,2), dw.permute(0,3,1,2), None, None
-
 class PatchConv2d(nn.Conv2d):
     "A convolution that is computed as a product of matrices where images have at most 4×4 pixels"
     def forward(self, x):
         if max(x.shape[2:])>4: return super().forward(x)
         half = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
-        out = _PatchConv.apply(x.to(half), self.weight.to(half), self.stride[0], self.padding[0])
+        ks,stride,pad = self.kernel_size[0],self.stride[0],self.padding[0]
+        x,w = F.pad(x.to(half).permute(0,2,3,1), (0,0,pad,pad,pad,pad)),self.weight.to(half).permute(0,2,3,1).flatten(1)
+        pixels = torch.arange(x.shape[1]*x.shape[2], device=x.device).view(x.shape[1:3])
+        at = pixels.unfold(0, ks, stride).unfold(1, ks, stride)  # of each patch
+        out = (x.flatten(1,2).index_select(1, at.flatten()).view(len(x), *at.shape[:2], -1)@w.T).permute(0,3,1,2)
         return out if self.bias is None else out+self.bias.to(half)[:,None,None]
 
 # %% ../nbs/16_accel.ipynb #a16fasta

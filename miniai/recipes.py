@@ -38,10 +38,10 @@ models = dict(base=base_model, conv=conv_model, resnet=resnet, wide=wide, model2
               **{nm: partial(timm_model, nm) for nm in timm_resnets})
 
 # %% ../nbs/17_recipes.ipynb #4a62a057
-_crop,_flip = RandCrop(1, per_image=True),RandFlip(per_image=True)
-batch_tfms = {nm: nn.Sequential(_crop, *tfms) for nm,tfms in dict(
-    crop_flip=[_flip], erase=[_flip, RandErase(per_image=True)], copy=[_flip, RandCopy(per_image=True)],
-    crop_erase=[RandErase(.3, per_image=True)]).items()}
+_crop_flip = RandCrop(1, per_image=True), RandFlip(per_image=True)
+batch_tfms = dict(crop_flip=nn.Sequential(*_crop_flip), erase=nn.Sequential(*_crop_flip, RandErase(per_image=True)),
+                  copy=nn.Sequential(*_crop_flip, RandCopy(per_image=True)),
+                  crop_erase=nn.Sequential(_crop_flip[0], RandErase(.3, per_image=True)))
 _amps = dict(auto=None, no=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 # lesson: accuracy to compare with; augment: in batch_tfms; member: recipe of an ensemble's two; muon: see 18_challenge
@@ -70,9 +70,8 @@ def get_recipe(
     batch_size:int=None, # Images in a batch, if not as many as the recipe's
     seed:int=42, # Seed of the weights and of the order of the images
     valid:int=0, # Training images to hold out and validate on, instead of the test images
-    amp:str='auto' # Half precision: no, bf16 or fp16; auto takes what the device is fast with
-)->Recipe:
-    "The recipe with that name, with changes of its fields"
+    amp:str='auto'): # Half precision: no, bf16 or fp16; auto takes what the device is fast with
+    "The `Recipe` with that name, with changes of its fields"
     asked = {k: v for k,v in dict(locals()).items() if v is not None}
     named = dict(recipe=recipes, model=models, amp=_amps)
     for k,v in asked.items():
@@ -165,8 +164,7 @@ def train_or_load(
     threads:int=None, # CPU threads, if not as many as torch takes
     out:str='runs', # Folder for the run's folder
     restart:bool=False, # Train anew where there is a finished or a stopped run?
-    **kwargs
-)->Learner: # Trained; `result` is its line of results, and `run` its folder
+    **kwargs)->Learner: # Trained; `result` is its line of results, and `run` its folder
     "Open a finished run; train any other, from where it stopped"
     device,r = device or def_device,get_recipe(recipe, **kwargs)
     if threads is not None and threads<1: raise ValueError(f'threads is {threads}, it has to be above 0.')
