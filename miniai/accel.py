@@ -65,7 +65,8 @@ class PatchConv2d(nn.Conv2d):
         x,w = F.pad(x.to(half).permute(0,2,3,1), (0,0,pad,pad,pad,pad)),self.weight.to(half).permute(0,2,3,1).flatten(1)
         pixels = torch.arange(x.shape[1]*x.shape[2], device=x.device).view(x.shape[1:3])
         at = pixels.unfold(0, ks, stride).unfold(1, ks, stride)  # of each patch
-        out = (x.flatten(1,2).index_select(1, at.flatten()).view(len(x), *at.shape[:2], -1)@w.T).permute(0,3,1,2)
+        rows = x.flatten(1,2).index_select(1, at.flatten()).unflatten(1, (*at.shape[:2],-1)).flatten(3)
+        out = (rows@w.T).permute(0,3,1,2)
         return out if self.bias is None else out+self.bias.to(half)[:,None,None]
 
 # %% ../nbs/16_accel.ipynb #a16fasta

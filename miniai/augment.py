@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map
 from .core import _tensors, check_whole, map_batch, show_image, show_images, to_cpu
 from .datasets import DataLoaders, TensorLoader
 from .init import BatchTransformCB, conv
-from .learner import _listeners, Callback, CancelBatchException, CancelFitException, Learner, call_with, no_trace
+from .learner import _listeners, Callback, CancelBatchException, CancelFitException, Learner
+from .learner import call_with, no_trace, split_batch
 from .resnet import ResBlock, get_model
 
 # %% ../nbs/14_augment.ipynb #617834ce
@@ -286,7 +287,8 @@ def _as_loader(data, dls): # Images get targets that mean nothing; a PIL image b
     if hasattr(data, 'convert'):
         x = _tensors(next(iter(dls.valid)))[0]
         (c,h,w),(lo,hi) = x.shape[1:],x.aminmax()
-        if lo<0 or hi>1: raise ValueError(f'dls.valid has pixels {lo:.3g} to {hi:.3g}, not 0 to 1: pass a tensor.')
+        if lo<0 or hi>1: raise ValueError(f'The images in dls.valid run from {lo:.3g} to {hi:.3g}, not from 0 to 1: '
+                                          'pass a tensor (c,h,w) that was made as they are.')
         if data.mode[0] in 'IF': raise ValueError(f'The mode {data.mode} is not one of 8 bits: pass a tensor (c,h,w).')
         im = ImageOps.fit(ImageOps.exif_transpose(data).convert({1: 'L', 3: 'RGB', 4: 'RGBA'}[c]), (w,h))
         data = torch.from_numpy(np.array(im)).view(h,w,c).permute(2,0,1)
@@ -355,7 +357,8 @@ def ensemble(learners, views=(fc.noop,), probs=True, dl=None)->tuple: # Mean pre
     preds,targs = zip(*(l.tta(views, probs, dl=learners[0].dls.valid if dl is None else dl) for l in learners))
     if len(shapes := {tuple(p.shape[1:]) for p in preds})>1:
         raise ValueError(f'The learners have different classes, shapes {shapes}: leave out those that do not fit.')
-    if not all(map(targs[0].equal, targs)): raise ValueError('Got other rows the second time: pass a dl that repeats.')
+    if not all(map(targs[0].equal, targs)):
+        raise ValueError('The loader gave other rows the second time: pass a dl that gives the same rows each time.')
     return torch.stack(preds).mean(0), targs[0]
 
 # %% ../nbs/14_augment.ipynb #be843ea3
@@ -377,7 +380,8 @@ def export(self:Learner, path): # A file .pt2 for `torch.export.load`, or .onnx
     "Save model and transforms of validation batches as a program that runs without miniai, for batches of any size"
     with no_trace(self): b = to_cpu(next(iter(self.dls.valid)))
     if isinstance(b, Mapping): raise TypeError(f'export needs loaders that give tuples, not dicts of {[*b]}.')
-    xb = *(torch.cat([t,t])[:2] for t in _tensors(b)[:self.n_inp]),  # two rows, as a size of 1 would be kept fixed
+    xb = _tensors(split_batch(b, self.n_inp)[0])
+    xb = *(torch.cat([t,t])[:2] for t in xb),  # two rows, as a size of 1 would be kept fixed
     model = copy.deepcopy(self.model).to('cpu', memory_format=torch.contiguous_format).eval().requires_grad_(False)
     tfms = [cb.tfm for cb in _listeners(self.cbs, 'before_batch') if isinstance(cb, BatchTransformCB) and cb.on_val]
     rows = ({0: torch.export.Dim.DYNAMIC},)*len(xb),

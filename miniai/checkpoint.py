@@ -125,16 +125,18 @@ def _stale(learn, col, lower): # Epochs since the one of this fit with the best 
 
 class SaveBestCB(Callback):
     "Keeps the weights of the epoch with the best `col` of the history, and loads them when the fit ends"
-    order,skip_dry_run,best = ProgressCB.order+1,True,None
+    order,skip_dry_run,best,begun = ProgressCB.order+1,True,None,False
     def __init__(self, col='valid_loss', path=None, # A file for them too, which `load_safely` reads
                  lower=None): fc.store_attr() # Is lower better? None says so of a `col` with loss or error in its name
+    def before_fit(self, learn):
+        if learn.does_train: self.best,self.begun = None,True
     def after_epoch(self, learn):
         if not learn.does_train or learn.training and learn.does_valid or _stale(learn, self.col, self.lower): return
         self.best = map_batch(torch.clone, learn.model.state_dict())
         if self.path and not rank_distrib(): save_safely(self.best, self.path)
     def cleanup_fit(self, learn):
-        if self.best: learn.model.load_state_dict(self.best)
-        self.best = None
+        if self.begun and self.best: learn.model.load_state_dict(self.best)
+        self.begun = False
     def state_dict(self): return {'best': self.best}
     def load_state_dict(self, state): self.best = state['best']
 

@@ -96,11 +96,13 @@ def set_seed(seed, deterministic=False):
 # %% ../nbs/00_core.ipynb #368c702e
 def _generators(o, depth=8): # All `torch.Generator`s in loaders and their samplers; datasets are not searched
     if isinstance(o, torch.Generator): return [o]
-    small = isinstance(o, (list,tuple,dict)) and len(o)<100
-    if depth<8 and not small and (hasattr(type(o), '__getitem__') or not hasattr(type(o), '__iter__')): return []
     if isinstance(o, (list,tuple)): o = dict(enumerate(o))
-    own = o if isinstance(o, Mapping) else object.__getstate__(o) # None, attributes, or a pair of them and slots
-    held = [v for p in (own if type(own) is tuple else [own]) if p for k,v in p.items() if str(k).strip('_')!='dataset']
+    parts = o if isinstance(o, Mapping) else object.__getstate__(o) # None, attributes, or a pair of them and slots
+    def holds(k, v):
+        if isinstance(v, (list,tuple,dict)): return len(v)<100
+        return isinstance(v, torch.Generator) or hasattr(type(v), '__iter__') and not hasattr(type(v), '__getitem__')
+    held = [v for p in (parts if isinstance(parts, tuple) else [parts]) if p for k,v in p.items()
+            if str(k).strip('_')!='dataset' and holds(k, v)]
     return list(dict.fromkeys(g for v in held if depth for g in _generators(v, depth-1)))
 
 def _global_states(): # What gets and what sets the state of each generator that is not a loader's own

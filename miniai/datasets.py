@@ -33,7 +33,7 @@ def load_idx(path, ndim)->np.ndarray:
             promise = f"the header promises {'×'.join(map(str, shape))} = {size} bytes"
             if size>1032*os.path.getsize(path): raise bad(f'{promise}, more than a .gz file of this size can hold')
             data = f.read(size+1)
-    except (EOFError, OSError, struct.error, zlib.error) as e: raise bad(f'not a sound .gz, or truncated ({e})') from e
+    except (EOFError, OSError, struct.error, zlib.error) as e: raise bad(f'no sound IDX .gz, or truncated ({e})') from e
     if len(data)!=size: raise bad(f"{promise}, the file holds {len(data) if len(data)<size else 'more'}")
     return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
@@ -96,7 +96,8 @@ def fashion_mnist(path=None, sample=False): # `DatasetDict` with the splits trai
 # %% ../nbs/05_datasets.ipynb #eed3a061
 def pixel_stats(x)->tuple:
     "Mean and standard deviation of the pixels of bytes `x`, white as 1; lists of one per channel for color (n,c,h,w)"
-    if (x := torch.as_tensor(x)).dtype!=torch.uint8: raise TypeError(f'{x.dtype} is not uint8: take x.mean(), x.std().')
+    if (x := torch.as_tensor(x)).dtype!=torch.uint8:
+        raise TypeError(f'pixel_stats counts bytes, got {x.dtype}: for floats take x.mean() and x.std().')
     channels = x.unbind(1) if x.ndim==4 and x.shape[1]>1 else [x]
     n = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in channels]).double().cpu()
     v = torch.arange(256, dtype=torch.double)/255
@@ -204,7 +205,8 @@ def _column(features, what, given, *kinds): # The column `given`, or the only on
     fits = ([k for k,f in features.items() if _kind(f).startswith(o)] for o in kinds)
     got = [given] if given else next(filter(None, fits), [])
     if len(got)==1 and got[0] in features: return got[0]
-    raise ValueError(f'The {what} column is one of {[*features]}, not {got}: pass {what}=, or make a folder per class.')
+    raise ValueError(f'The {what} column has to be one of {[*features]}, not {got}: pass {what}= with its name. '
+                     'A folder of images has labels where it has a folder for each class.')
 
 def _pixels(o, size, mode, shape=None): # The encoded image `o` as `uint8` (c,h,w), which has to be of `shape`
     from datasets import Image
@@ -215,7 +217,8 @@ def _pixels(o, size, mode, shape=None): # The encoded image `o` as `uint8` (c,h,
     except Exception as e: raise ValueError(f'{nm} cannot be used ({e}): replace the file, or take it out.') from e
     im = im.convert(mode or ('L' if im.mode in ('1','L','LA') else 'RGB'))
     x = np.atleast_3d(ImageOps.fit(im, size[::-1]) if size else im).transpose(2,0,1).copy()
-    if shape not in (None,x.shape): raise ValueError(f'{nm}: shape {x.shape}, the first {shape}: pass size= or mode=.')
+    if shape not in (None,x.shape): raise ValueError(f'{nm} is of shape {x.shape}, the first image of {shape}: pass '
+        "size= for images of equal size, mode='RGB' or 'L' for equal channels.")
     return torch.from_numpy(x)
 
 def _decode(b, image, label, **kw):
@@ -228,7 +231,8 @@ def _encoded(dd, size, mode, image, label): # Splits with encoded images, column
     image = _column(features, 'image', image, 'Image')
     label = _column(features, 'label', label, 'ClassLabel', ('Value int','Value uint'))
     if _kind(features[label]).startswith(('Image','Value string','Value large_string')):
-        raise ValueError(f'The label column {label} is {features[label].dtype}: try dd.class_encode_column({label!r}).')
+        raise ValueError(f'The label column {label} holds {features[label].dtype}, not numbers: of text, '
+                         f'dd.class_encode_column({label!r}) makes classes.')
     if mode not in (None,'L','RGB','RGBA'): raise ValueError(f'mode is {mode!r}: take L for gray, or RGB, or RGBA.')
     if any(o.format['type'] for o in dd.values()): raise ValueError('These have a transform: use dd.with_format(None).')
     vocab = getattr(features[label], 'names', None)

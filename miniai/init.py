@@ -53,9 +53,10 @@ def lsuv_init(model, xb, pairs=None, # (module to measure, layer to change), as 
     if isinstance(xb, nn.Module): xb,pairs,tol = tol,[(xb,pairs)],1e-3  # the course's order: model, m, m_in, xb
     with restoring(_keep(model, None)):
         model.eval()
-        for m,m_in in _in_order(model, xb) if pairs is None else pairs: _lsuv_layer(model, xb, m, m_in, tol, max_iter)
-        found = [p.clone() for p in model.parameters()]
-    for p,new in zip(model.parameters(), found): p.copy_(new)
+        pairs = [*(_in_order(model, xb) if pairs is None else pairs)]
+        for m,m_in in pairs: _lsuv_layer(model, xb, m, m_in, tol, max_iter)
+        found = [(t, t.clone()) for _,o in pairs for t in (o.weight, getattr(o, 'bias', None)) if t is not None]
+    for t,new in found: t.copy_(new)
 
 def _in_order(model, xb):
     seen = {}

@@ -80,8 +80,9 @@ def _describe(o):
 def _hint(e, learn): # What may be wrong with this batch, and the remedy, the likeliest first
     params,preds,none = list(learn.model.parameters()),learn.preds,torch.empty(0, dtype=torch.long)
     x,y = (next(iter(_tensors(o)), none) for o in (learn.xb, learn.yb))
-    if params and x.numel() and x.device!=params[0].device:
-        return f'The model is on {params[0].device} but the batch on {x.device}: add DeviceCB() to cbs.'
+    on_model,on_batch = ({str(t.device) for t in o} for o in (params, _tensors(learn.batch)))
+    if on_model and on_batch and on_model.isdisjoint(on_batch):
+        return f"The model is on {', '.join(on_model)} but the batch on {', '.join(on_batch)}: add DeviceCB() to cbs."
     if preds is None:
         if 'more than 1 value per channel' in str(e):
             return 'Batch norm cannot normalize one item: pass drop_last=True, or change the batch size.'
@@ -174,8 +175,7 @@ class Learner:
     def __init__(self, model,
         dls, # `DataLoaders`, or anything with a `train` and a `valid` loader
         loss_func=F.mse_loss, # Called with predictions and targets, returns one number
-        lr=.1, cbs=None, opt_func=torch.optim.SGD, n_inp=1 # How many items of a batch are the model's inputs
-    ):
+        lr=.1, cbs=None, opt_func=torch.optim.SGD, n_inp=1): # How many items of a batch are the model's inputs
         fc.store_attr()
         self.cbs,self.logger,self.dry_run = _objects(cbs),print_row,False
         _objects([loss_func])
@@ -225,7 +225,7 @@ class Learner:
 def _one_epoch(self:Learner):
     self.iter,self.losses,kind = -1,[],'training' if self.training else 'validation'
     for self.iter,self.batch in enumerate(self.dl): self._one_batch()
-    if self.iter<0: raise ValueError(f'The {kind} loader gave no batch: give it a full one, or drop_last=False.')
+    if self.iter<0: raise ValueError(f'The {kind} loader gave no batch: it is empty, or drop_last drops its only one.')
     _check_pass(self, kind)
 
 @fc.patch
@@ -373,11 +373,12 @@ def _metric_args(metrics, preds, targs): # For each metric: all of them where th
     if isinstance(targs, (tuple,list)) and len(targs)==1 and isinstance(targs[0], (Mapping,tuple,list)): targs, = targs
     if isinstance(preds, torch.Tensor):
         return [(preds, *(targs.values() if isinstance(targs, Mapping) else targs))]*len(metrics)
-    keys = [*preds] if isinstance(preds, Mapping) else [*range(len(preds))]
-    order = [*metrics] if isinstance(preds, Mapping) else keys
-    if len(metrics)!=len(keys) or {*order}-{*keys}:
-        raise ValueError(f'The outputs are {keys}, the metrics {[*metrics]}: give one for each, by name or in order.')
-    return [(preds[k], targs[k]) for k in order]
+    named = isinstance(preds, Mapping)
+    outs = [*preds] if named else [*range(len(preds))]
+    keys = metrics if named else outs
+    if len(metrics)!=len(keys) or {*keys}-{*outs}: raise ValueError(f'The outputs are {outs}, the metrics '
+        f"{[*metrics]}: give one metric for each output, {'by its name' if named else 'in their order'}.")
+    return [(preds[k], targs[k]) for k in keys]
 
 # %% ../nbs/09_learner.ipynb #c9
 class MetricsCB(Callback):
@@ -437,25 +438,24 @@ class ProgressCB(Callback):
     modes = 'notebook','terminal','lines'
     def __init__(self,
         plot=False, # Draw the loss as it falls? In notebooks only
-        mode=None, every=.5 # One of `modes`, None finds out; seconds between two drawings, at least
-    ):
+        mode=None, every=.5): # One of `modes`, None finds out; seconds between two drawings, at least
         if mode not in (None, *self.modes): raise ValueError(f'mode is {mode!r}: choose from {self.modes}, or None.')
         fc.store_attr()
-        self.view = None
+        self.view,self.losses,self.valid = None,[],[]
 
     def before_fit(self, learn):
         from tqdm import tqdm
         mode = self.mode or ('notebook' if fc.IN_NOTEBOOK else 'terminal' if sys.stdout.isatty() else 'lines')
-        self.view = tqdm(total=1., leave=False, disable=mode!='terminal', bar_format='{desc} {bar} {percentage:3.0f}%')
         sizes = [_len(getattr(learn.dls, nm, None)) for nm in ['train']*learn.does_train + ['valid']*learn.does_valid]
         self.total = sum(sizes)*(learn.n_epochs-learn.epoch) if all(sizes) else 0
         self.n,self.shown,self.start,self.height = 0,0.,time.perf_counter(),learn.n_epochs
         self.in_notebook,self.outs,self.bar,self.rows,self.losses,self.valid = mode=='notebook',{},'',[],[],[]
+        self.view = tqdm(total=1., leave=False, disable=mode!='terminal', bar_format='{desc} {bar} {percentage:3.0f}%')
         learn.logger = self.row
     def row(self, row):
         if 'valid_loss' in row: self.valid.append((len(self.losses), row['valid_loss']))
         self.rows.append(format_row(row))
-        if self.in_notebook: return self._draw(self.bar)
+        if self.in_notebook: return self._draw(self.bar, False)
         with self.view.external_write_mode(): print_row(row)
     def after_batch(self, learn):
         self.n += 1
@@ -475,14 +475,14 @@ class ProgressCB(Callback):
         self.view,self.height = None,len(self.rows)  # a fit may end early
         self._draw('<br>')
 
-    def _draw(self, bar): # Bar and table in one output, the plot in another, both updated; they keep their height
+    def _draw(self, bar, plot=True): # Bar and table in one output, the plot in another; they keep their height
         if not self.in_notebook: return
         self.bar,heads = bar,''.join(f'<th>{k}</th>' for r in self.rows[-1:] for k in r)
         cells = '</tr><tr>'.join(''.join(f'<td>{v}</td>' for v in r.values()) for r in [{}, *self.rows])
         html = f'<div style="min-height:{1.9*self.height+4:.0f}em">{bar}<table><tr>{heads}{cells}</tr></table></div>'
         text = '\n'.join('  '.join(f'{k} {v}' for k,v in r.items()) for r in self.rows)
         self._show('table', {'text/html': html, 'text/plain': text or 'training'}, raw=True)
-        if self.plot and self.losses: self._show('plot', _plot_losses(self.losses, self.valid))
+        if plot and self.plot and self.losses: self._show('plot', _plot_losses(self.losses, self.valid))
     def _show(self, nm, o, **kwargs):
         from IPython.display import display
         if nm in self.outs: self.outs[nm].update(o, **kwargs)

@@ -146,10 +146,11 @@ def _identify(r, splits): # All that makes a run this one, what of it is not the
     return {k: v for k,v in identity.items() if k not in ('name','lesson')}, changes, '-'.join(filter(None, parts))
 
 # %% ../nbs/17_recipes.ipynb #c1b00021
-def _get_splits(path, device): # The splits at `path`, or where `data_source` finds them, and where they come from
+def _get_splits(data, device): # The splits that `data` asks for, and where they come from
+    path = None if data=='auto' else data
     try: return fashion_tensors(path, device=device), data_source(path)
     except FileNotFoundError as e:
-        if path is not None or data_source().folder: raise
+        if data!='auto' or data_source().folder: raise
         print(f'No full Fashion-MNIST was found, so this uses the small sample that ships with miniai. {e}')
         return _get_splits('sample', device)
     except (RuntimeError, AssertionError) as e:
@@ -169,7 +170,7 @@ def train_or_load(
     device,r = device or def_device,get_recipe(recipe, **kwargs)
     if threads is not None and threads<1: raise ValueError(f'threads is {threads}, it has to be above 0.')
     cbs = [AccelerateCB(cpu=device=='cpu')] if int(os.environ.get('WORLD_SIZE', 1))>1 else []
-    splits,src = _get_splits(None if data=='auto' else data, device)
+    splits,src = _get_splits(data, device)
     if r.amp=='auto': r = r._replace(amp={v: k for k,v in _amps.items()}[amp_dtype(device) or torch.float32])
     identity,changes,name = _identify(r, splits)
     if r.valid: splits = hold_out(splits, r.valid)
@@ -177,12 +178,13 @@ def train_or_load(
     learn.run = run = Path(out)/name
     on = f"{len(learn.dls.valid.x):,} {'held-out' if r.valid else 'test'} images"
     print(f'{src}: {len(learn.dls.train.x):,} images to train on, {on} to validate on.', flush=True)
-    if not restart and (run/'result.json').exists(): print(f'{run} is finished; --restart (restart=True) trains anew.')
-    else:
+    finished = not restart and (run/'result.json').exists()
+    if not finished:
         members = [train_or_load(r.member, device, data, threads, out, restart, **kwargs | dict(seed=r.seed+i))
                    for i in range(2) if r.member]
         _train_run(learn, identity, changes, members, restart, threads)
-    _read_run(learn, run, identity)
+    if finished or rank_distrib(): _read_run(learn, run, identity)
+    if finished: print(f'{run} is finished; --restart (restart=True) trains it again.')
     print(f'{_told(learn.result, on)}; weights, log and pictures in {run}/', flush=True)
     return learn
 
@@ -213,7 +215,9 @@ def _write_run(learn, identity, changes, commit):
     if identity['augment'] or identity['muon']:
         mean = learn.tta(shift_views if identity['muon'] and identity['augment'] else flip_views)[0]
         tta,views = round((mean.argmax(1)==targs).float().mean().item(), 5),{'tta': mean.half()}
-    res = identity | changes | {k.removeprefix('valid_'): round(v, 5) for k,v in rows[-1].items()} | dict(
+    last = {k: round(v, 5) for k,v in rows[-1].items()}
+    res = identity | changes | dict(
+        accuracy=last['valid_accuracy'], loss=last['valid_loss'], train_accuracy=last['train_accuracy'],
         tta_accuracy=tta, seconds=round(sum(o['train_seconds'] for o in rows), 1), commit=commit,
         device=(torch.cuda.get_device_name() if device.type=='cuda' else device.type) + (f' x{n}' if n>1 else ''),
         threads=torch.get_num_threads(), torch=torch.__version__, date=time.strftime('%Y-%m-%d'))
@@ -225,8 +229,8 @@ def _write_run(learn, identity, changes, commit):
         if not fig: continue
         with atomic(run/f'{nm}.png') as f: fig.savefig(f, dpi=110)
         plt.close(fig)
-    line = json.dumps({k: res[k] for k in [*_keys, *changes]}, allow_nan=False)
-    with atomic(run/'result.json') as f: f.write_text(line+'\n')
+    learn.result = {k: res[k] for k in [*_keys, *changes]}
+    with atomic(run/'result.json') as f: f.write_text(json.dumps(learn.result, allow_nan=False)+'\n')
     (run/'checkpoint.pt').unlink(missing_ok=True)
 
 # %% ../nbs/17_recipes.ipynb #c1b00025
@@ -291,5 +295,6 @@ def main(**kwargs):
     "Train a model of the lesson on Fashion-MNIST, or open a finished run"
     if rank_distrib(): sys.stdout = open(os.devnull, 'w')  # the first of several processes speaks
     try: train_or_load(**kwargs)
-    except KeyboardInterrupt: sys.exit('miniai-train: stopped; without --restart it goes on after the last whole epoch')
+    except KeyboardInterrupt:
+        sys.exit('miniai-train: stopped; the same command (without --restart) goes on after the last whole epoch')
     except (ValueError, OSError, ImportError, ArithmeticError) as e: sys.exit(f'miniai-train: {e}')

@@ -64,7 +64,7 @@ class Schedule:
 
     def state_dict(self): return {k: v for k,v in vars(self).items() if k!='opt'}
     def load_state_dict(self, state):
-        if {*state}!={*self.state_dict()}: raise ValueError(f'The state has {[*state]}: pass what state_dict() gave.')
+        if {*state}!={*self.state_dict()}: raise ValueError(f'The state has {[*state]}, not {[*self.state_dict()]}.')
         Schedule.__init__(self, self.opt, **state)
 
 # %% ../nbs/12_sgd.ipynb #0820ac16
@@ -98,7 +98,8 @@ class BaseSchedCB(Callback):
     "Makes a scheduler from the optimizer of each training fit; `sched` is a function that does, such as a `partial`"
     skip_dry_run = True
     def __init__(self, sched):
-        if not callable(sched): raise TypeError(f'sched is a {type(sched).__name__}: pass what makes one, a partial.')
+        if not callable(sched): raise TypeError(f'sched is a finished {type(sched).__name__}: pass what makes one from '
+            'an optimizer, as in partial(OneCycle, max_lr=.1, total_steps=100).')
         self.sched,self.schedo = sched,None
     def before_fit(self, learn):
         if learn.does_train: self.schedo = self.sched(learn.opt)

@@ -718,7 +718,7 @@ def test_classify_wants_loaders_of_pixels():
     from PIL import Image
     learn = color_learner()
     learn.dls.valid.x = learn.dls.valid.x*2-1
-    with pytest.raises(ValueError, match=r'dls.valid has pixels -\d.*, not 0 to 1: pass a tensor'):
+    with pytest.raises(ValueError, match=r'images in dls.valid run from -\d.* pass a tensor'):
         learn.classify(Image.new('RGB', (5,5)))
 
 def counted_learner(vocab=None):

@@ -89,7 +89,7 @@ def test_a_finished_run_is_read(quick, capsys):
     assert 'CPU threads: ' in capsys.readouterr().out
     again = train_or_load(**quick)
     out = capsys.readouterr().out
-    assert 'is finished; --restart (restart=True) trains anew' in out and 'threads' not in out
+    assert 'is finished; --restart (restart=True) trains it again' in out and 'threads' not in out
     assert again.metrics.history==first.metrics.history and again.result==first.result
     anew = train_or_load(**quick, restart=True)
     assert 'Training' in capsys.readouterr().out and anew.result['loss']==first.result['loss']
@@ -234,7 +234,7 @@ class Dies(Callback):
 def stop_in_epoch_2(quick, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(miniai.recipes, '_DivergedCB', Dies)
-        fails('stopped', 'without --restart', 'goes on after the last whole epoch', **quick)
+        fails('stopped', 'the same command', 'goes on after the last whole epoch', **quick)
     return run_of(quick['out'])
 
 def test_a_stopped_run_goes_on_and_an_edited_one_does_not(quick, monkeypatch, capsys):

@@ -223,7 +223,7 @@ def test_no_epochs_is_a_quiet_no_op(capsys):
 def test_empty_loader():
     learn = toy()
     learn.dls.train = TensorLoader(torch.zeros(3,4), torch.zeros(3).long(), 8, drop_last=True)
-    with pytest.raises(ValueError, match='The training loader gave no batch: give it a full one'): learn.fit(1)
+    with pytest.raises(ValueError, match='The training loader gave no batch: it is empty, or drop_last'): learn.fit(1)
     learn = toy()
     learn.dls.valid = []
     with pytest.raises(ValueError, match='The validation loader gave no batch'): learn.fit(1)
@@ -289,8 +289,8 @@ def test_a_metric_for_each_output(batch):
     assert list(learn.metrics.history[0])==['epoch','train_loss','train_seconds','valid_loss','valid_seconds']
 
 @pytest.mark.parametrize('named, msg', [
-    (False, r"outputs are \[0, 1\], the metrics \['accuracy'\]: give one for each, by name or in order"),
-    (True, r"outputs are \['second', 'first'\], the metrics \['accuracy'\]: give one for each, by name or in order")])
+    (False, r"outputs are \[0, 1\], the metrics \['accuracy'\]: give one metric for each output, in their order"),
+    (True, r"outputs are \['second', 'first'\], the metrics \['accuracy'\]: give one metric for each output, by its name")])
 def test_metrics_that_do_not_match_the_outputs(named, msg):
     batch = {'x': X, 'first': Y, 'second': Y%2} if named else (X,Y,Y%2)
     learn = TrainLearner(TwoOutputs(named), DataLoaders([batch], [batch]), two_losses, cbs=MetricsCB(Accuracy()))

@@ -118,7 +118,24 @@ def test_a_look_within_a_look():
     n = len(learn.dls.valid)
     assert len(seen)==n and learners==[learn]*2*n and has.learn is None
 
+def test_hooks_wait_while_a_look_calls_the_model_itself():
+    seen,learn = [],toy()
+    def look(l):
+        with no_trace(l): l.model(l.batch[0])
+    learn.fit(1, cbs=[HooksCallback(lambda *o: seen.append(1), nn.ReLU), At('after_step', look)])
+    assert len(seen)==len(learn.dls.train)
+
 # ---- predictions
+
+def test_an_export_of_nested_inputs(tmp_path):
+    class Sum(nn.Module):
+        def forward(self, a, b=None): return a[0]+a[1] if isinstance(a, (tuple,list)) else a if b is None else a+b
+    x = torch.rand(6,3)
+    learn = TrainLearner(nn.Sequential(Sum()), DataLoaders(None, [((x,2*x), torch.zeros(6))]), F.mse_loss)
+    learn.model = Sum()
+    learn.export(tmp_path/'m.pt2')
+    assert torch.allclose(torch.export.load(tmp_path/'m.pt2').module()(x, 2*x), 3*x)
+
 
 @pytest.mark.parametrize('shape', [(3,1), (3,)])
 def test_tta_of_what_are_no_classes(shape):
@@ -219,7 +236,31 @@ def test_cutmix_of_numbers():
     learn.fit(1)
     assert all(y.ndim==1 for y in seen)
 
+def test_some_of_the_named_outputs_are_measured():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 3)
+        def forward(self, x): return {'scores': self.body(x), 'hidden': x}
+    dls = DataLoaders(None, [(x, {'scores': y}) for x,y in toy_dls().valid])
+    learn = TrainLearner(Two(), dls, lambda p,y: F.cross_entropy(p['scores'], y['scores']), cbs=MetricsCB(scores=Accuracy()))
+    learn.fit(1, train=False)
+    assert 0<=learn.history[-1]['valid_scores']<=1
+
+def test_the_error_of_a_loader_without_a_length():
+    class Odd:
+        def __iter__(self): return iter([(torch.rand(4,4),torch.zeros(4).long())])
+        def __len__(self): raise ZeroDivisionError('no length')
+    learn = toy(cbs=ProgressCB())
+    learn.dls = DataLoaders(Odd(), Odd())
+    with pytest.raises(ZeroDivisionError): learn.fit(1)
+
 # ---- what watches the history
+
+def test_the_best_weights_stay_readable():
+    best = SaveBestCB()
+    toy(cbs=[MetricsCB(), best]).fit(2)
+    assert best.best and best.state_dict()['best'] is best.best
 
 @pytest.mark.parametrize('cb', [SaveBestCB, EarlyStopCB, lambda: LogCB('log.csv')])
 def test_no_metrics_in_this_fit(cb):
