@@ -347,7 +347,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'miniai.learner._describe': ('learner.html#_describe', 'miniai/learner.py'),
                                 'miniai.learner._explain': ('learner.html#_explain', 'miniai/learner.py'),
                                 'miniai.learner._finally': ('learner.html#_finally', 'miniai/learner.py'),
-                                'miniai.learner._finally.__enter__': ('learner.html#_finally.__enter__', 'miniai/learner.py'),
                                 'miniai.learner._finally.__exit__': ('learner.html#_finally.__exit__', 'miniai/learner.py'),
                                 'miniai.learner._finally.__init__': ('learner.html#_finally.__init__', 'miniai/learner.py'),
                                 'miniai.learner._fit': ('learner.html#_fit', 'miniai/learner.py'),

@@ -28,9 +28,8 @@ class Callback:
     order = 0
     skip_dry_run = False  # leave it out of `lr_find` and other dry runs?
 
-class _finally: # Calls `f` as its block ends; swallows `cancel`, and a Cancel exception of `f` amid another error
+class _finally(contextlib.AbstractContextManager): # Calls `f` in the end; swallows `cancel`, and Cancels amid an error
     def __init__(self, cancel, f, *args): self.cancel,self.f,self.args = cancel,f,args
-    def __enter__(self): pass
     def __exit__(self, typ, e, tb):
         try: self.f(*self.args)
         except _cancels:
@@ -48,8 +47,7 @@ def _run(cbs, method_nm, learn):
             getattr(cb, method_nm)(learn)
         except BaseException as e:
             e.add_note(f'Raised in callback {type(cb).__name__}, event {method_nm}.')
-            if isinstance(e, TypeError) and 'positional argument' in str(e) and method_nm in str(e):
-                e.add_note(f'Events are called with the learner: def {method_nm}(self, learn).')
+            if f'{method_nm}() takes' in str(e): e.add_note(f'Events get the learner: def {method_nm}(self, learn).')
             raise
 
 def run_cbs(cbs, method_nm, learn=None):
@@ -78,35 +76,31 @@ def _describe(o):
     return 'none' if o is None else type(o).__name__
 
 def _hint(e, learn): # What may be wrong with this batch, and the remedy, the likeliest first
-    params,preds,none = list(learn.model.parameters()),learn.preds,torch.empty(0, dtype=torch.long)
+    params,none = list(learn.model.parameters()),torch.empty(0, dtype=torch.long)
     x,y = (next(iter(_tensors(o)), none) for o in (learn.xb, learn.yb))
+    p,shape = next(iter(params), x),getattr(learn.preds, 'shape', ())
     on_model,on_batch = ({str(t.device) for t in o} for o in (params, _tensors(learn.batch)))
     if on_model and on_batch and on_model.isdisjoint(on_batch):
         return f"The model is on {', '.join(on_model)} but the batch on {', '.join(on_batch)}: add DeviceCB() to cbs."
-    if preds is None:
-        if 'more than 1 value per channel' in str(e):
-            return 'Batch norm cannot normalize one item: pass drop_last=True, or change the batch size.'
+    if learn.preds is None:
+        if 'more than 1 value per channel' in str(e): return 'Batch norm needs two items or more: pass drop_last=True.'
         if x.ndim==4 and x.shape[3]<=4<x.shape[1]:
             return f'The inputs look channels-last, {tuple(x.shape)}: pass (n,c,h,w), as x.permute(0,3,1,2) gives.'
-        if params and x.dtype not in (params[0].dtype, torch.int64, torch.int32):
-            return f'The inputs are {x.dtype}, the model is {params[0].dtype}: pass x.float(), of bytes x.float()/255.'
+        if x.dtype not in (p.dtype, torch.int64, torch.int32):
+            return f'The inputs are {x.dtype}, the model is {p.dtype}: pass x.float(), of bytes x.float()/255.'
     elif learn.loss is None:
-        shape = getattr(preds, 'shape', ())
         if len(shape)>1 and (y.is_floating_point() or y.shape==shape):
             return f'Labels are {_describe(y)}, not class numbers of dtype int64: use y.long(), or y.argmax(1).'
         if len(shape)>1 and y.numel() and not 0<=y.min()<=y.max()<shape[1]:
             return f'Labels run from {y.min()} to {y.max()}, but the {shape[1]} outputs stand for 0 to {shape[1]-1}.'
         nm = getattr(learn.loss_func, '__name__', learn.loss_func)
         return f'loss_func {nm} does not fit these predictions and targets: pass one that does to Learner.'
-    elif not any(p.requires_grad for p in params):
-        return 'All parameters are frozen: set requires_grad_(True) on some.'
-    elif getattr(learn.loss, 'shape', None)!=():
-        return 'loss_func has to return a tensor with one number, for example the mean over the batch.'
+    elif not any(o.requires_grad for o in params): return 'All parameters are frozen: set requires_grad_(True) on some.'
+    elif getattr(learn.loss, 'shape', None)!=(): return 'loss_func has to return one number, as the mean of the batch.'
 
 def _explain(e, learn): # Add to the error `e` what the learner was working on
-    where = f"In the {'training' if learn.training else 'validation'} pass of epoch {learn.epoch+1}, batch {learn.iter}"
-    batch,preds,loss = map(_describe, (learn.batch, learn.preds, learn.loss))
-    e.add_note(f'{where}: batch {batch}; predictions {preds}; loss {loss}.')
+    e.add_note(f"In {'training' if learn.training else 'validation'} epoch {learn.epoch+1}, batch {learn.iter}: "
+               f'batch {_describe(learn.batch)}; predictions {_describe(learn.preds)}; loss {_describe(learn.loss)}.')
     if hint := _hint(e, learn): e.add_note(hint)
 
 # %% ../nbs/09_learner.ipynb #393c436d
@@ -129,27 +123,23 @@ _events = ('before_fit before_epoch before_batch predict after_predict get_loss 
 def _shuffles(dl): return not isinstance(getattr(dl, 'sampler', None), (torch.utils.data.SequentialSampler,type(None)))
 
 def _check_fit(learn): # Warn about callbacks that nobody will call, and about swapped loaders
-    for cb in learn.cbs:
-        for nm in dir(type(cb)):
-            if nm in _steps and getattr(type(learn), nm) is not getattr(Learner, nm):
-                why = f'as {type(learn).__name__} has its own {nm}: use Learner with TrainCB()'
-            elif nm.startswith(('before_','after_','cleanup_')) and nm not in _events and callable(getattr(cb, nm)):
-                why = f'no event has that name: did you mean {difflib.get_close_matches(nm, _events, 1, 0)[0]}?'
-            else: continue
-            warnings.warn(f'{type(cb).__name__}.{nm} is never called, {why}')
+    for cb,nm in [(cb, nm) for cb in learn.cbs for nm in dir(type(cb))]:
+        never = f'{type(cb).__name__}.{nm} is never called,'
+        if nm in _steps and getattr(type(learn), nm) is not getattr(Learner, nm):
+            warnings.warn(f'{never} as {type(learn).__name__} has its own {nm}: use Learner with TrainCB()')
+        elif nm.startswith(('before_','after_','cleanup_')) and nm not in _events and callable(getattr(cb, nm)):
+            warnings.warn(f'{never} no such event: did you mean {difflib.get_close_matches(nm, _events, 1, 0)[0]}?')
     train,valid = (getattr(learn.dls, nm, None) for nm in ('train','valid'))
     if train is not None and _shuffles(valid) and not _shuffles(train):
         warnings.warn('The validation loader shuffles and the training loader does not: are they swapped?')
 
 def _check_pass(learn, kind): # Warn about a loss that is no number, and log-likelihoods of no log-probabilities
-    if learn.losses and learn.losses[0].ndim==0 and not (ok := torch.stack(learn.losses).isfinite()).all():
-        i = ok.int().argmin().item()
-        warnings.warn(f'The {kind} loss is {learn.losses[i].item()} in epoch {learn.epoch+1}, batch {i}: '
-                      'lower the learning rate, and look for bad values in the data.')
-    f = learn.loss_func
-    if (f is F.nll_loss or type(f).__name__=='NLLLoss') and isinstance(learn.preds, torch.Tensor):
-        if not ((learn.preds.detach().float().exp().sum(1)-1).abs()<.05).all():
-            warnings.warn('nll_loss takes log-probabilities, not these predictions: use cross_entropy for logits.')
+    if learn.losses and learn.losses[0].ndim==0 and not torch.stack(learn.losses).isfinite().all():
+        i,loss = next((i, o.item()) for i,o in enumerate(learn.losses) if not o.isfinite())
+        warnings.warn(f'The {kind} loss is {loss} in epoch {learn.epoch+1}, batch {i}: lower lr, or look for bad data.')
+    nll = learn.loss_func is F.nll_loss or isinstance(learn.loss_func, torch.nn.NLLLoss)
+    if nll and not all(((o.detach().float().exp().sum(1)-1).abs()<.05).all() for o in _tensors(learn.preds)):
+        warnings.warn('nll_loss takes log-probabilities, not these predictions: use cross_entropy for logits.')
 
 # %% ../nbs/09_learner.ipynb #610caaf7
 def format_row(row):
@@ -172,8 +162,7 @@ def _objects(os):
 
 class Learner:
     "Trains `model` on `dls`; what happens on the way is up to the callbacks"
-    def __init__(self, model,
-        dls, # `DataLoaders`, or anything with a `train` and a `valid` loader
+    def __init__(self, model, dls, # `DataLoaders`, or anything with a `train` and a `valid` loader
         loss_func=F.mse_loss, # Called with predictions and targets, returns one number
         lr=.1, cbs=None, opt_func=torch.optim.SGD, n_inp=1): # How many items of a batch are the model's inputs
         fc.store_attr()
@@ -233,8 +222,7 @@ def one_epoch(self:Learner, training):
     "One pass over the training or the validation data"
     nm = 'train' if training else 'valid'
     self.dl = getattr(self.dls, nm, None)
-    if self.dl is None: raise ValueError(
-        f'dls, a {type(self.dls).__name__}, has no {nm} loader: pass DataLoaders(train, valid), or {nm}=False to fit.')
+    if self.dl is None: raise ValueError(f'dls ({type(self.dls).__name__}) has no {nm}: pass DataLoaders, or {nm}=False.')
     self.model.train(training)
     self._one_epoch()
 
@@ -253,8 +241,7 @@ def fit(self:Learner, n_epochs=1, train=True, valid=True, # Without `train`, not
     if not {train,valid}<={True,False}: raise TypeError(f'train={train} and valid={valid} are no booleans: pass lr=...')
     if n_epochs==0: return
     with contextlib.nullcontext() if train else no_trace(self):
-        ours = 'cbs','logger','_listening','_busy','_active'
-        kept = {k: v for k,v in vars(self).items() if self._busy or k in ours}
+        was = {k: v for k,v in vars(self).items() if self._busy or k in ('cbs','logger','_listening','_busy','_active')}
         try:
             stay = [cb for cb in self.cbs if not (self._busy and getattr(cb, 'skip_dry_run', False))]
             self.cbs,self._listening,self._busy = stay+_objects(cbs),{},(*self._busy,self._active)
@@ -266,7 +253,7 @@ def fit(self:Learner, n_epochs=1, train=True, valid=True, # Without `train`, not
                 self.opt = self.opt_func(self.model.parameters(), lr.item() if isinstance(lr, np.generic) else lr)
             self._fit()
         except KeyboardInterrupt as e: raise e.with_traceback(None if fc.IN_NOTEBOOK else e.__traceback__)
-        finally: vars(self).update(kept)
+        finally: vars(self).update(was)
 
 # %% ../nbs/09_learner.ipynb #92a6807f
 class TrainCB(Callback):
@@ -303,10 +290,9 @@ class MomentumLearner(TrainLearner):
 _readable = {'batch','preds','loss','losses','dl','epoch','iter','n_epochs','does_train','does_valid','metrics'}
 
 def _parts(learn): # What a look may change, with functions that put it back
-    fields = [k for k in vars(learn) if learn._busy or k not in _readable]
-    for o,names in (learn, fields), (learn.dls, ('train','valid','test')):
-        for k in names:
-            if hasattr(o, k): yield f'{type(o).__name__}.{k}', partial(_put, o, k, getattr(o, k))
+    held = [(learn, k) for k in vars(learn) if learn._busy or k not in _readable]
+    held += [(learn.dls, k) for k in ('train','valid','test') if hasattr(learn.dls, k)]
+    for o,k in held: yield f'{type(o).__name__}.{k}', partial(_put, o, k, getattr(o, k))
     yield from _keep(learn.model, learn.opt)
     if not learn.dry_run: yield 'random states', partial(set_random_state, random_state(learn.dls), learn.dls)
 
@@ -364,8 +350,7 @@ class Accuracy(Mean):
     def update(self, preds, target):
         fits = preds.ndim>1 and preds.shape[1]>1 and (top := preds.argmax(1)).shape==target.shape
         if not fits or target.is_floating_point():
-            raise ValueError('Accuracy compares scores of shape (n,classes,...), two classes or more, with labels '
-                             f'of shape (n,...), but got {_describe(preds)} and {_describe(target)}.')
+            raise ValueError(f'Accuracy takes scores (n,k>1,...) and labels (n,...), not {_describe([preds, target])}.')
         super().update((top==target).sum(), n=target.numel())
 
 # %% ../nbs/09_learner.ipynb #e28756d2
@@ -385,10 +370,8 @@ class MetricsCB(Callback):
     "Measures the loss and `metrics` over each pass, one row of results for each epoch"
     skip_dry_run = True
     def __init__(self, *ms, **metrics): # Metrics, which go by the name of their class, and metrics by name
-        for nm,m in [(fc.camel2snake(type(m).__name__), m) for m in ms]:
-            if nm in metrics: raise ValueError(f'Two metrics are called {nm}: pass them by name, MetricsCB(one=...).')
-            metrics[nm] = m
-        for nm,m in metrics.items():
+        for nm,m in [*metrics.items(), *((fc.camel2snake(type(m).__name__), m) for m in ms)]:
+            if metrics.setdefault(nm, m) is not m: raise ValueError(f'Two metrics are called {nm}: pass them by name.')
             lacks = ', '.join(o for o in ('update','compute','reset') if not callable(getattr(m, o, None)))
             if lacks: raise TypeError(f'The metric {nm} ({m!r}) lacks {lacks}: metrics need update, compute and reset.')
         self.metrics,self.loss,self.history,self.row,self.trained = metrics,Mean(),[],{},0
@@ -436,8 +419,7 @@ class ProgressCB(Callback):
     "Shows how far a fit is, how long it will take, and its rows of results"
     order,skip_dry_run = MetricsCB.order+1,True
     modes = 'notebook','terminal','lines'
-    def __init__(self,
-        plot=False, # Draw the loss as it falls? In notebooks only
+    def __init__(self, plot=False, # Draw the loss as it falls? In notebooks only
         mode=None, every=.5): # One of `modes`, None finds out; seconds between two drawings, at least
         if mode not in (None, *self.modes): raise ValueError(f'mode is {mode!r}: choose from {self.modes}, or None.')
         fc.store_attr()
@@ -528,9 +510,8 @@ class LRFinderCB(Callback):
 class LRFind:
     "What the learning rate finder saw: `lrs`, `losses`, and the suggestions `steep` and `valley`"
     def __init__(self, lrs, losses):
-        n,w = len(lrs),.6**np.arange(len(lrs))
+        self.lrs,self.losses,n,w = lrs,losses,len(lrs),.6**np.arange(len(lrs))
         if n<5: raise ValueError(f'The finder got {n} finite losses, it needs 5: lower start_lr, or allow more epochs.')
-        self.lrs,self.losses = lrs,losses
         self.smooth = smooth = np.convolve(losses, w)[:n]/w.cumsum()
         low = max(int(smooth.argmin()), 2)
         top = smooth[:low].max()

@@ -164,7 +164,7 @@ def test_accuracy_counts_beyond_float32():
 
 @pytest.mark.parametrize('preds, targ', [((4,1),(4,1)), ((4,3),(4,3)), ((4,),(4,)), ((4,1),(4,)), ((4,3),(4,1))])
 def test_accuracy_refuses_other_shapes(preds, targ):
-    with pytest.raises(ValueError, match=r'Accuracy compares scores of shape .* but got '):
+    with pytest.raises(ValueError, match=r'Accuracy takes scores .n,k>1,.... and labels .n,...., not '):
         Accuracy().update(torch.zeros(preds), torch.zeros(targ).long())
     with pytest.raises(ValueError, match='float32'): Accuracy().update(torch.zeros(4,3), torch.zeros(4))
 
@@ -245,7 +245,7 @@ def test_classes_for_objects_and_tuples_for_loaders():
     with pytest.raises(TypeError, match=r'MetricsCB is a class: pass an object, MetricsCB\(\)'): toy(cbs=MetricsCB)
     with pytest.raises(TypeError, match='CrossEntropyLoss is a class: pass an object'):
         TrainLearner(flat(), None, nn.CrossEntropyLoss)
-    with pytest.raises(ValueError, match='dls, a tuple, has no train loader: pass DataLoaders'):
+    with pytest.raises(ValueError, match=r'dls .tuple. has no train: pass DataLoaders'):
         TrainLearner(toy_model(), tuple(vars(toy_dls()).values()), F.cross_entropy).fit(1)
     class NoLearn(Callback):
         def before_fit(self): pass

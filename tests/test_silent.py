@@ -243,7 +243,8 @@ def test_some_of_the_named_outputs_are_measured():
             self.body = nn.Linear(4, 3)
         def forward(self, x): return {'scores': self.body(x), 'hidden': x}
     dls = DataLoaders(None, [(x, {'scores': y}) for x,y in toy_dls().valid])
-    learn = TrainLearner(Two(), dls, lambda p,y: F.cross_entropy(p['scores'], y['scores']), cbs=MetricsCB(scores=Accuracy()))
+    def loss(p, y): return F.cross_entropy(p['scores'], y['scores'])
+    learn = TrainLearner(Two(), dls, loss, cbs=MetricsCB(scores=Accuracy()))
     learn.fit(1, train=False)
     assert 0<=learn.history[-1]['valid_scores']<=1
 
