@@ -222,7 +222,8 @@ def one_epoch(self:Learner, training):
     "One pass over the training or the validation data"
     nm = 'train' if training else 'valid'
     self.dl = getattr(self.dls, nm, None)
-    if self.dl is None: raise ValueError(f'dls ({type(self.dls).__name__}) has no {nm}: pass DataLoaders, or {nm}=False.')
+    if self.dl is None: raise ValueError(
+        f'dls, a {type(self.dls).__name__}, has no {nm} loader: pass DataLoaders(train, valid), or {nm}=False to fit.')
     self.model.train(training)
     self._one_epoch()
 

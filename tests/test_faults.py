@@ -245,7 +245,7 @@ def test_classes_for_objects_and_tuples_for_loaders():
     with pytest.raises(TypeError, match=r'MetricsCB is a class: pass an object, MetricsCB\(\)'): toy(cbs=MetricsCB)
     with pytest.raises(TypeError, match='CrossEntropyLoss is a class: pass an object'):
         TrainLearner(flat(), None, nn.CrossEntropyLoss)
-    with pytest.raises(ValueError, match=r'dls .tuple. has no train: pass DataLoaders'):
+    with pytest.raises(ValueError, match='dls, a tuple, has no train loader: pass DataLoaders'):
         TrainLearner(toy_model(), tuple(vars(toy_dls()).values()), F.cross_entropy).fit(1)
     class NoLearn(Callback):
         def before_fit(self): pass

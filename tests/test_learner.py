@@ -228,7 +228,7 @@ def test_empty_loader():
     learn.dls.valid = []
     with pytest.raises(ValueError, match='The validation loader gave no batch'): learn.fit(1)
     learn.dls.valid = None
-    with pytest.raises(ValueError, match='dls .DataLoaders. has no valid: .* or valid=False'): learn.fit(1)
+    with pytest.raises(ValueError, match='dls, a DataLoaders, has no valid loader: .* or valid=False'): learn.fit(1)
 
 def test_nobody_predicts():
     with pytest.raises(RuntimeError, match='add TrainCB'): toy(Learner).fit(1)
