@@ -144,14 +144,15 @@ class AccelerateCB(Callback):
         if mixed_precision not in halves: raise ValueError(f'mixed_precision is {mixed_precision!r}: take {[*halves]}.')
         self.acc,self.n_inp,self.half = Accelerator(mixed_precision='no', **kwargs),n_inp,halves[mixed_precision]
         self.i,self.n = self.acc.process_index,self.acc.num_processes
-    def _alone(self, learn): return self.n==1 or learn.dry_run
+    def _alone(self, learn): # A model that FSDP splits is validated by each process, since all of them have to call it
+        return self.n==1 or learn.dry_run or not learn.training and hasattr(learn.model, 'unshard')
     def before_fit(self, learn):
         learn.model.to(self.acc.device)
         _add_step(learn, self.n_inp)
         if self.half:
             learn.cbs.append(half := MixedPrecision(self.half))
             half.before_fit(learn)
-        if self._alone(learn): return
+        if self.n==1 or learn.dry_run: return
         self.means = [m for cb in learn.cbs if isinstance(cb, MetricsCB)
                       for m in (cb.loss, *cb.metrics.values()) if not hasattr(m, 'sync')]  # torchmetrics have it
         if odd := [m for m in self.means if not isinstance(m, Mean)]:
@@ -159,7 +160,8 @@ class AccelerateCB(Callback):
         for cb in learn.cbs:
             if self.i and isinstance(cb, ProgressCB): cb.mode = 'lines'
         self.acc.free_memory()
-        self.ddp = self.acc.prepare(learn.model)
+        self.plain = model = learn.model
+        self.ddp = model if hasattr(model, 'unshard') else self.acc.prepare(model)
     def before_epoch(self, learn):
         if self.i: learn.logger = lambda row: None
         if self._alone(learn): return
@@ -175,7 +177,7 @@ class AccelerateCB(Callback):
         if size<=self.i: raise CancelBatchException()
         learn.batch = map_batch(lambda t: t[self.i:size:self.n], learn.batch)
     def after_predict(self, learn):
-        if learn.model is self.ddp: learn.model = self.ddp.module
+        if learn.model is self.ddp: learn.model = self.plain
     cleanup_batch = after_predict
     def after_epoch(self, learn):
         for m in [] if self._alone(learn) else self.means:

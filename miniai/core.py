@@ -142,7 +142,7 @@ def _keep_tensor(t): # A function that puts the parameter or buffer `t` back, in
         with torch.inference_mode(t.is_inference()), torch.no_grad():
             t.grad,t.data = None,data if value is not None else t.data.new_empty(0)
             if value is None: return _put(t, '__class__', cls)
-            if not (t.is_meta or torch.equal(data, value)): data.copy_(value)
+            if not (t.is_meta or torch.equal(t.data, value)): t.data.copy_(value)
             t.requires_grad_(req)
             if grad is not None: t.grad = grad.copy_(grad_value)
     return restore

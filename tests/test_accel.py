@@ -325,6 +325,7 @@ xv,yv = x[:37],y[:37]  # batches of 12, and a last one with a single item
 """
 
 SCRIPT = HEAD+"""
+from torch.distributed.fsdp import fully_shard
 from torchmetrics.classification import MulticlassAccuracy
 class Stream(IterableDataset):
     def __iter__(self): return iter(zip(x, y))
@@ -342,15 +343,17 @@ loaders = dict(tensors=tensors, unseeded=partial(tensors, seed=None), odd=partia
                workers=partial(torch_dls, num_workers=1), dicts=dicts,
                stream=lambda: DataLoaders(DataLoader(Stream(), 20), valid))
 
-def make(dls='tensors', cls=TrainLearner, cbs=(), bn=False, opt_func=optim.SGD):
+def make(dls='tensors', cls=TrainLearner, cbs=(), bn=False, opt_func=optim.SGD, fsdp=False):
     set_seed(3)
     layers = nn.Flatten(), nn.Linear(16,8), nn.BatchNorm1d(8) if bn else nn.ReLU(), nn.Linear(8,3)
     model,loss = nn.Sequential(*layers),F.cross_entropy
     if dls=='dicts': model,loss = OnImage(*layers),lambda p,label: F.cross_entropy(p, label)
+    for m in (model[1], model[3], model) if fsdp and n>1 else (): fully_shard(m)
     if dls=='unseeded': torch.manual_seed(4+i)  # each process draws another order
     return cls(model, loaders[dls](), loss, .1, [acc, MetricsCB(Accuracy()), *cbs], opt_func)
 def rows(learn): return [{k: v for k,v in r.items() if 'seconds' not in k} for r in learn.history]
-def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.state_dict().values()]).tolist()
+def full(p): return (p.full_tensor() if hasattr(p, 'full_tensor') else p).detach().flatten()
+def weights(learn): return torch.cat([full(p) for p in learn.model.state_dict().values()]).tolist()
 res = {}
 def run(name, *args, **kwargs):
     learn = make(*args, **kwargs)
@@ -371,6 +374,10 @@ run('TrainCB', cls=Learner, cbs=[TrainCB()])
 run('momentum', cls=MomentumLearner)
 run('others', cbs=[ClipCB(.5), AccumCB(3), EMACB(.5), ProgressCB()], opt_func=optim.AdamW)
 run('half', cbs=[MixedPrecision(dtype=torch.bfloat16)])
+fsdp = run('fsdp', opt_func=optim.AdamW, fsdp=True)
+before = weights(fsdp)
+fsdp.lr_find(show=False)
+res['split'] = before==weights(fsdp), len(fsdp.capture_preds()[0])
 run('torchmetrics', cbs=[MetricsCB(MulticlassAccuracy(3, average='micro'))])
 run('looks', cbs=[Look()])
 
@@ -414,7 +421,7 @@ def processes(tmp_path_factory):
     return [json.loads((d/f'{nm}.json').read_text()) for nm in ('1-0','2-0','2-1')]
 
 @pytest.mark.parametrize('nm', ['tensors','unseeded','DataLoader','workers','stream','dicts',
-                                'TrainCB','momentum','others','torchmetrics','looks'])
+                                'TrainCB','momentum','others','fsdp','torchmetrics','looks'])
 def test_two_processes_train_as_one(processes, nm):
     one,*two = (o[nm] for o in processes)
     for o in two:
@@ -438,6 +445,9 @@ def test_looks_do_not_wait_for_each_other(processes):
     for o in processes:
         same,valid = o['after']
         assert same and valid==pytest.approx(o['batchnorm']['rows'][-1]['valid_loss'], rel=1e-6)
+
+def test_looks_at_a_model_that_is_split(processes):
+    assert [o['split'][:2] for o in processes]==[[True,37]]*3
 
 def test_a_metric_that_cannot_add_up(processes):
     assert 'metric' not in processes[0] and all('derive metrics from Mean' in o['metric'] for o in processes[1:])
