@@ -315,6 +315,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from miniai.accel import *
 from miniai.augment import *
+from miniai.checkpoint import save_safely
 from miniai.core import set_seed
 from miniai.datasets import DataLoaders
 from miniai.learner import *
@@ -378,6 +379,8 @@ fsdp = run('fsdp', opt_func=optim.AdamW, fsdp=True)
 before = weights(fsdp)
 fsdp.lr_find(show=False)
 res['split'] = before==weights(fsdp), len(fsdp.capture_preds()[0])
+try: save_safely(fsdp.model.state_dict(), f'{sys.argv[1]}/{n}-{i}.pt')
+except TypeError as e: res['save'] = str(e)
 run('torchmetrics', cbs=[MetricsCB(MulticlassAccuracy(3, average='micro'))])
 run('looks', cbs=[Look()])
 
@@ -447,7 +450,8 @@ def test_looks_do_not_wait_for_each_other(processes):
         assert same and valid==pytest.approx(o['batchnorm']['rows'][-1]['valid_loss'], rel=1e-6)
 
 def test_looks_at_a_model_that_is_split(processes):
-    assert [o['split'][:2] for o in processes]==[[True,37]]*3
+    assert [o['split'] for o in processes]==[[True,37]]*3
+    assert 'save' not in processes[0] and all('cannot hold DTensor: only' in o['save'] for o in processes[1:])
 
 def test_a_metric_that_cannot_add_up(processes):
     assert 'metric' not in processes[0] and all('derive metrics from Mean' in o['metric'] for o in processes[1:])
