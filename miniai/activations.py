@@ -73,7 +73,8 @@ class HooksCallback(Callback):
 
 # %% ../nbs/10_activations.ipynb #a6d1ad59
 def _append_stats(hook, mod, inp, outp, bins, top):
-    if not isinstance(outp, torch.Tensor): raise TypeError(f'The output is a {type(outp).__name__}: change mod_filter.')
+    if not isinstance(outp, torch.Tensor):
+        raise TypeError(f'{type(mod).__name__} returns a {type(outp).__name__}, not a tensor: change mod_filter.')
     acts = torch.atleast_1d(outp.detach()).float()
     part = acts[:max(1, 100_000*len(acts)//acts.numel())].abs().mul(bins/top)
     part = part.nan_to_num(bins).clamp_max(bins-1).long().flatten()

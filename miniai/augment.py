@@ -385,7 +385,7 @@ def export(self:Learner, path): # A file .pt2 for `torch.export.load`, or .onnx
     model = copy.deepcopy(self.model).to('cpu', memory_format=torch.contiguous_format).eval().requires_grad_(False)
     tfms = [cb.tfm for cb in _listeners(self.cbs, 'before_batch') if isinstance(cb, BatchTransformCB) and cb.on_val]
     rows = ({0: torch.export.Dim.DYNAMIC},)*len(xb),
-    program = torch.export.export(_Program(model, fc.compose(*tfms)), xb, dynamic_shapes=rows)
+    program = torch.export.export(_Program(model, partial(fc.compose(*tfms))), xb, dynamic_shapes=rows)
     names = '\n'.join(getattr(self.dls, 'vocab', None) or [])
     if not str(path).endswith('.onnx'): return torch.export.save(program, path, extra_files={'vocab.txt': names})
     try: torch.onnx.export(program, f=path, external_data=False, verbose=False)

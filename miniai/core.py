@@ -124,7 +124,8 @@ def set_random_state(state, dls):
             if nm in state or nm not in ('cuda','mps'): restores.callback(put, nm, f)
         gens,saved = _generators(dls), state['loaders']
         for g,s in zip(gens, saved): restores.callback(g.set_state, s)
-        if len(gens)!=len(saved): raise ValueError(f'{len(saved)} generators saved, {len(gens)} in dls: pass the same.')
+        if len(gens)!=len(saved):
+            raise ValueError(f'The state has {len(saved)} generators of loaders, but these loaders have {len(gens)}.')
 
 # %% ../nbs/00_core.ipynb #c0de0015
 def _put(o, k, v):

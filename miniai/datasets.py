@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 from .core import check_whole, to_device
 
 # %% ../nbs/05_datasets.ipynb #315d352c
-_remedy = "Install Debian's dataset-fashion-mnist, or set MINIAI_DATA or path to a folder of its files or to 'sample'."
+_remedy = ('Install the Debian package dataset-fashion-mnist, or set MINIAI_DATA to a folder with the four IDX .gz '
+           'files, or use the shipped sample: fashion_mnist(sample=True), MINIAI_DATA=sample.')
 
 def load_idx(path, ndim)->np.ndarray:
     "Read a gzipped IDX file of bytes, of 3 dimensions for images and 1 for labels, and check it against its own header"
@@ -27,13 +28,15 @@ def load_idx(path, ndim)->np.ndarray:
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} is missing or not a regular file. {_remedy}')
     try:
         with gzip.open(path) as f:
-            magic,*shape = struct.unpack(f'>{1+ndim}I', f.read(4+4*ndim))
+            head = f.read(4+4*ndim)
+            if len(head)<4+4*ndim: raise bad(f'the header stops after {len(head)} of {4+4*ndim} bytes')
+            magic,*shape = struct.unpack(f'>{1+ndim}I', head)
             if magic!=0x800+ndim: raise bad(f'magic number is 0x{magic:08x}, expected 0x{0x800+ndim:08x}')
             size = math.prod(shape)
             promise = f"the header promises {'×'.join(map(str, shape))} = {size} bytes"
             if size>1032*os.path.getsize(path): raise bad(f'{promise}, more than a .gz file of this size can hold')
             data = f.read(size+1)
-    except (EOFError, OSError, struct.error, zlib.error) as e: raise bad(f'no sound IDX .gz, or truncated ({e})') from e
+    except (EOFError, OSError, zlib.error) as e: raise bad(f'not a sound .gz file, or truncated ({e})') from e
     if len(data)!=size: raise bad(f"{promise}, the file holds {len(data) if len(data)<size else 'more'}")
     return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
@@ -187,7 +190,8 @@ def hold_out(splits, n, seed=0)->Splits:
 _split = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid', test='test')
 
 def _by_name(dd): # The splits train, valid and test; None for those that are not there
-    if not dd or not isinstance(dd, Mapping): raise ValueError(f"Splits need names, {{'train': ...}}, got {dd!r:.80}.")
+    if not isinstance(dd, Mapping) or not dd:
+        raise ValueError(f"Splits need names, as in {{'train': ..., 'valid': ...}}, got {dd!r:.80}.")
     res = dict.fromkeys(('train','valid','test'))
     for k,v in dd.items():
         nm = _split.get(str(k))
@@ -234,7 +238,8 @@ def _encoded(dd, size, mode, image, label): # Splits with encoded images, column
         raise ValueError(f'The label column {label} holds {features[label].dtype}, not numbers: of text, '
                          f'dd.class_encode_column({label!r}) makes classes.')
     if mode not in (None,'L','RGB','RGBA'): raise ValueError(f'mode is {mode!r}: take L for gray, or RGB, or RGBA.')
-    if any(o.format['type'] for o in dd.values()): raise ValueError('These have a transform: use dd.with_format(None).')
+    if any(ds.format['type'] for ds in dd.values()):
+        raise ValueError('These images have a transform already: take it off with dd.with_format(None).')
     vocab = getattr(features[label], 'names', None)
     if vocab and train and (empty := [vocab[i] for i in {*range(len(vocab))}-{*train[label]}]):
         warnings.warn(f"No training image has the {label} {', '.join(empty)}: add some, or leave the class out.")
@@ -288,5 +293,6 @@ class DataLoaders:
     @classmethod
     def from_tensors(cls, splits, batch_size, drop_last=False, seed=None, vocab=None):
         "Loaders over `splits` as `fashion_tensors` gives them, with their `vocab`; arguments as for `from_dd`"
-        def dl(xy, train): return TensorLoader(*xy, batch_size, train, drop_last and train, seed)
+        kw = dict(batch_size=batch_size, seed=_seed(seed))
+        def dl(xy, train): return TensorLoader(*xy, shuffle=train, drop_last=drop_last and train, **kw)
         return cls(*_each(dl, _by_name(splits)), getattr(splits, 'vocab', None) if vocab is None else vocab)

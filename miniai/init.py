@@ -51,6 +51,7 @@ def lsuv_init(model, xb, pairs=None, # (module to measure, layer to change), as 
               tol=1e-2, max_iter=50): # How near the standard deviation has to come to 1, and the mean to 0
     "Scale weights and shift biases, layer by layer, until outputs have standard deviation 1 and mean 0"
     if isinstance(xb, nn.Module): xb,pairs,tol = tol,[(xb,pairs)],1e-3  # the course's order: model, m, m_in, xb
+    if any(map(nn.parameter.is_lazy, model.parameters())): raise ValueError('The model is lazy: call it on xb first.')
     with restoring(_keep(model, None)):
         model.eval()
         pairs = [*(_in_order(model, xb) if pairs is None else pairs)]
@@ -74,7 +75,8 @@ def _lsuv_layer(model, xb, m, m_in, tol, max_iter):
             if not hasattr(hook, 'stats'): raise ValueError(f'model(xb) makes no use of {m}: measure one it uses.')
             mean,std = hook.stats
             found = f'The output of {m} has mean {mean:.3g} and standard deviation {std:.3g}'
-            if not 0<std<math.inf: raise ValueError(f'{found}, which no scale makes 1: is its input constant or inf?')
+            if not 0<std<math.inf:
+                raise ValueError(f'{found}, which no scale makes 1: is something before it constant or infinite?')
             if abs(std-1)<=tol and (b is None or abs(mean)<=tol): return
             w.div_(std)
             if b is not None: b.sub_(mean).div_(std)

@@ -47,7 +47,8 @@ def _run(cbs, method_nm, learn):
             getattr(cb, method_nm)(learn)
         except BaseException as e:
             e.add_note(f'Raised in callback {type(cb).__name__}, event {method_nm}.')
-            if f'{method_nm}() takes' in str(e): e.add_note(f'Events get the learner: def {method_nm}(self, learn).')
+            if isinstance(e, TypeError) and 'positional argument' in str(e) and method_nm in str(e):
+                e.add_note(f'Events are called with the learner: def {method_nm}(self, learn).')
             raise
 
 def run_cbs(cbs, method_nm, learn=None):
@@ -96,7 +97,8 @@ def _hint(e, learn): # What may be wrong with this batch, and the remedy, the li
         nm = getattr(learn.loss_func, '__name__', learn.loss_func)
         return f'loss_func {nm} does not fit these predictions and targets: pass one that does to Learner.'
     elif not any(o.requires_grad for o in params): return 'All parameters are frozen: set requires_grad_(True) on some.'
-    elif getattr(learn.loss, 'shape', None)!=(): return 'loss_func has to return one number, as the mean of the batch.'
+    elif getattr(learn.loss, 'shape', None)!=():
+        return 'loss_func has to return a tensor with one number, for example the mean over the batch.'
 
 def _explain(e, learn): # Add to the error `e` what the learner was working on
     e.add_note(f"In {'training' if learn.training else 'validation'} epoch {learn.epoch+1}, batch {learn.iter}: "
@@ -136,9 +138,10 @@ def _check_fit(learn): # Warn about callbacks that nobody will call, and about s
 def _check_pass(learn, kind): # Warn about a loss that is no number, and log-likelihoods of no log-probabilities
     if learn.losses and learn.losses[0].ndim==0 and not torch.stack(learn.losses).isfinite().all():
         i,loss = next((i, o.item()) for i,o in enumerate(learn.losses) if not o.isfinite())
-        warnings.warn(f'The {kind} loss is {loss} in epoch {learn.epoch+1}, batch {i}: lower lr, or look for bad data.')
-    nll = learn.loss_func is F.nll_loss or isinstance(learn.loss_func, torch.nn.NLLLoss)
-    if nll and not all(((o.detach().float().exp().sum(1)-1).abs()<.05).all() for o in _tensors(learn.preds)):
+        warnings.warn(f'The {kind} loss is {loss} in epoch {learn.epoch+1}, batch {i}: '
+                      'lower the learning rate, and look for bad values in the data.')
+    nll,p = learn.loss_func is F.nll_loss or isinstance(learn.loss_func, torch.nn.NLLLoss),learn.preds
+    if nll and isinstance(p, torch.Tensor) and not ((p.detach().float().exp().sum(1)-1).abs()<.05).all():
         warnings.warn('nll_loss takes log-probabilities, not these predictions: use cross_entropy for logits.')
 
 # %% ../nbs/09_learner.ipynb #610caaf7
@@ -351,7 +354,8 @@ class Accuracy(Mean):
     def update(self, preds, target):
         fits = preds.ndim>1 and preds.shape[1]>1 and (top := preds.argmax(1)).shape==target.shape
         if not fits or target.is_floating_point():
-            raise ValueError(f'Accuracy takes scores (n,k>1,...) and labels (n,...), not {_describe([preds, target])}.')
+            raise ValueError('Accuracy compares scores of shape (n,classes,...), two classes or more, with labels '
+                             f'of shape (n,...), but got {_describe(preds)} and {_describe(target)}.')
         super().update((top==target).sum(), n=target.numel())
 
 # %% ../nbs/09_learner.ipynb #e28756d2
@@ -371,8 +375,10 @@ class MetricsCB(Callback):
     "Measures the loss and `metrics` over each pass, one row of results for each epoch"
     skip_dry_run = True
     def __init__(self, *ms, **metrics): # Metrics, which go by the name of their class, and metrics by name
-        for nm,m in [*metrics.items(), *((fc.camel2snake(type(m).__name__), m) for m in ms)]:
-            if metrics.setdefault(nm, m) is not m: raise ValueError(f'Two metrics are called {nm}: pass them by name.')
+        for nm,m in [(fc.camel2snake(type(m).__name__), m) for m in ms]:
+            if nm in metrics: raise ValueError(f'Two metrics are called {nm}: pass them by name, MetricsCB(one=...).')
+            metrics[nm] = m
+        for nm,m in metrics.items():
             lacks = ', '.join(o for o in ('update','compute','reset') if not callable(getattr(m, o, None)))
             if lacks: raise TypeError(f'The metric {nm} ({m!r}) lacks {lacks}: metrics need update, compute and reset.')
         self.metrics,self.loss,self.history,self.row,self.trained = metrics,Mean(),[],{},0

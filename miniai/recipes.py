@@ -75,7 +75,7 @@ def get_recipe(
     asked = {k: v for k,v in dict(locals()).items() if v is not None}
     named = dict(recipe=recipes, model=models, amp=_amps)
     for k,v in asked.items():
-        if v not in named.get(k, [v]): raise ValueError(f"There is no {k} {v!r}: choose from {', '.join(named[k])}.")
+        if v not in [*named.get(k, [v])]: raise ValueError(f"There is no {k} {v!r}: choose from {', '.join(named[k])}.")
         if k in ('epochs','lr','batch_size') and not v>0: raise ValueError(f'{k} is {v}, it has to be above 0.')
     return recipes[asked.pop('recipe')]._replace(**asked)
 
@@ -243,7 +243,8 @@ def _read_run(learn, run, identity):
         learn.metrics = next(cb for cb in learn.cbs if isinstance(cb, MetricsCB))
         learn.metrics.history = saved['history']
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
-        raise ValueError(f'{run} cannot be opened: {e}. Use --restart (restart=True), or another out folder.') from e
+        raise ValueError(f'{run} cannot be opened: {e}. Train it again with --restart (restart=True), or leave it '
+                         'and choose another out folder.') from e
 
 # %% ../nbs/17_recipes.ipynb #c1b00027
 def _lesson(res): # The lesson's accuracy for a run like this one, as a text

@@ -38,7 +38,8 @@ class ResBlock(nn.Module):
         if stride not in (1,2): raise ValueError(f'stride is {stride}: the grid is kept or halved, so take 1 or 2.')
         conv1,conv2 = conv(ni, nf, ks, 1, act, norm),conv(nf, nf, ks, stride, None, norm)
         w = getattr(norm and conv2[1], 'weight', None)
-        if zero_norm and w is None: raise ValueError(f'zero_norm needs a norm with weights (BatchNorm2d), not {norm}.')
+        if zero_norm and w is None:
+            raise ValueError(f'zero_norm needs a norm with weights, but norm is {norm}: take nn.BatchNorm2d.')
         if zero_norm: nn.init.zeros_(w)
         self.convs = nn.Sequential(OrderedDict(conv1=conv1, conv2=conv2))
         self.idconv = nn.Identity() if ni==nf else nn.Conv2d(ni, nf, 1)

@@ -64,7 +64,8 @@ class Schedule:
 
     def state_dict(self): return {k: v for k,v in vars(self).items() if k!='opt'}
     def load_state_dict(self, state):
-        if {*state}!={*self.state_dict()}: raise ValueError(f'The state has {[*state]}, not {[*self.state_dict()]}.')
+        if {*state}!={*self.state_dict()}: raise ValueError(f'The state has {[*state]}, expected '
+            f'{[*self.state_dict()]}: pass what {type(self).__name__}.state_dict() returned.')
         Schedule.__init__(self, self.opt, **state)
 
 # %% ../nbs/12_sgd.ipynb #0820ac16

@@ -174,7 +174,7 @@ def test_number_of_generators_differs():
     two = DataLoaders(DataLoader(range(6), generator=gen(1)), DataLoader(range(6), generator=gen(2)))
     one = DataLoaders(DataLoader(range(6), generator=gen(5)))
     state = random_state(two)
-    with pytest.raises(ValueError, match='2 generators saved, 1 in dls: pass the same'):
+    with pytest.raises(ValueError, match='has 2 generators of loaders, but these loaders have 1'):
         set_random_state(state, one)
     assert torch.equal(one.train.generator.get_state(), two.train.generator.get_state())
 

@@ -36,15 +36,15 @@ def test_damaged_gz(idx_folder):
 
 def test_not_a_gz(idx_folder):
     (idx_folder/IMAGES).write_bytes(b'<html>404 not found</html>')
-    refuses(idx_folder, IMAGES, 'no sound IDX .gz')
+    refuses(idx_folder, IMAGES, 'not a sound .gz')
 
 def test_empty_file(idx_folder):
     (idx_folder/IMAGES).write_bytes(b'')
-    refuses(idx_folder, IMAGES, 'truncated', '16 bytes')
+    refuses(idx_folder, IMAGES, 'header stops after 0 of 16')
 
 @pytest.mark.parametrize('payload, words', [
     (b'\0\0\x0d\x03'+bytes(100), ['magic number is 0x00000d03', 'expected 0x00000803']),
-    (b'\0\0\x08\x03'+bytes(5), ['truncated', '16 bytes']),
+    (b'\0\0\x08\x03'+bytes(5), ['header stops after 9 of 16']),
     (idx_bytes(np.zeros((40,28,28), np.uint8))[:-10], ['40×28×28 = 31360', 'holds 31350']),
     (idx_bytes(np.zeros((40,28,28), np.uint8))+b'123', ['40×28×28 = 31360', 'holds more'])],
     ids=['magic','header','short','long'])
@@ -140,7 +140,7 @@ def test_no_data_anywhere(monkeypatch, tmp_path, f, offline):
     waits = []
     monkeypatch.setattr(time, 'sleep', waits.append)
     refuses(None, '$MINIAI_DATA (not set)', str(tmp_path/'nothing'), 'miniai/no-such-data-set',
-            "MINIAI_DATA or path to a folder of its files or to 'sample'", exc=FileNotFoundError, f=f)
+            'fashion_mnist(sample=True)', exc=FileNotFoundError, f=f)
     assert not waits
     assert datasets.config.HF_HUB_OFFLINE==huggingface_hub.constants.HF_HUB_OFFLINE==(offline=='1')
 

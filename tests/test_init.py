@@ -133,7 +133,7 @@ def test_lsuv_an_error_on_the_way_leaves_nothing(xb, exc):
     (lambda m: dict(tol=1e-9, max_iter=1), 'Conv2d.* after 1 changes: raise tol'),
     (lambda m: dict(xb=torch.full((4,1,16,16), float('nan'))), 'mean nan and standard deviation nan, which no'),
     (lambda m: dict(xb=torch.full((4,1,16,16), float('inf'))), 'which no scale makes 1'),
-    (lambda m: dict(xb=torch.zeros(4,1,16,16)), 'deviation 0, which .* is its input constant')])
+    (lambda m: dict(xb=torch.zeros(4,1,16,16)), 'deviation 0, which .* is something before it constant')])
 def test_lsuv_errors(xb, make, msg):
     m = prepared().apply(init_weights)
     before = trace(m, True)

@@ -256,6 +256,16 @@ def test_the_error_of_a_loader_without_a_length():
     learn.dls = DataLoaders(Odd(), Odd())
     with pytest.raises(ZeroDivisionError): learn.fit(1)
 
+def test_log_likelihoods_beside_another_output():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 3)
+        def forward(self, x): return F.log_softmax(self.body(x), 1), self.body(x).square().mean()
+    class Sums(TrainLearner):
+        def get_loss(self): self.loss = self.loss_func(self.preds[0], *self.yb)+self.preds[1]
+    Sums(Two(), toy_dls(), F.nll_loss).fit(1)
+
 # ---- what watches the history
 
 def test_the_best_weights_stay_readable():
