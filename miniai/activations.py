@@ -39,8 +39,6 @@ class Hooks(list):
     __enter__,__exit__,__del__ = Hook.__enter__,Hook.__exit__,Hook.__del__
 
 # %% ../nbs/10_activations.ipynb #5111fbab
-def _level(learn): return len(learn._busy),learn.dry_run  # differs in a look in the middle of a fit
-
 class HooksCallback(Callback):
     "Calls `hookfunc(hook, module, inputs, output)` after each forward of the `mods` (or all) that `mod_filter` takes"
     skip_dry_run = True
@@ -58,18 +56,18 @@ class HooksCallback(Callback):
         mods = [m for m in (names if self.mods is None else self.mods) if self.mod_filter(m)]
         if not mods: warnings.warn(f'{type(self).__name__} watches nothing: mod_filter matches none of the modules, '
                                    f"whose types are {', '.join(sorted({type(m).__name__ for m in names}))}.")
-        self.level,self.names = _level(learn),[names[m] for m in mods]
+        self.level,self.names = learn._level,[names[m] for m in mods]
         self.hooks = Hooks(mods, partial(self._call, learn))
 
     def _call(self, learn, hook, mod, inp, outp):
-        if _level(learn)!=self.level or not (self.on_train if learn.training else self.on_valid): return
+        if learn._level!=self.level or not (self.on_train if learn.training else self.on_valid): return
         try: return self.hookfunc(hook, mod, inp, outp)
         except Exception as e:
             e.add_note(f'Raised in the hook of callback {type(self).__name__} on a {type(mod).__name__}.')
             raise
 
     def cleanup_fit(self, learn):
-        if _level(learn)==self.level: self.hooks.remove()
+        if learn._level==self.level: self.hooks.remove()
 
 # %% ../nbs/10_activations.ipynb #a6d1ad59
 def _append_stats(hook, mod, inp, outp, bins, top):

@@ -42,9 +42,10 @@ def load_safely(path):
     "Load what `save_safely` wrote, to the CPU; what is damaged, foreign or hostile is refused"
     if os.path.exists(path) and not os.path.isfile(path): raise ValueError(f'{path} is not a regular file: remove it.')
     data = Path(path).read_bytes()
+    data,end = data[:-34],data[-34:]
     try:
-        if data[-34:]!=_comment+hashlib.sha256(data[:-34]).digest(): raise ValueError('its checksum is bad or missing')
-        return torch.load(io.BytesIO(data[:-34]+b'\0\0'), map_location='cpu', weights_only=True)
+        if end!=_comment+hashlib.sha256(data).digest(): raise ValueError('its checksum is wrong or missing')
+        return torch.load(io.BytesIO(data+b'\0\0'), map_location='cpu', weights_only=True)
     except (ValueError, pickle.UnpicklingError, RuntimeError, EOFError) as e:
         raise ValueError(f'{path} cannot be loaded safely ({str(e).splitlines()[0]}): '
                          'it is damaged or not ours. Delete it.') from e

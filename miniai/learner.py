@@ -169,14 +169,14 @@ class Learner:
         loss_func=F.mse_loss, # Called with predictions and targets, returns one number
         lr=.1, cbs=None, opt_func=torch.optim.SGD, n_inp=1): # How many items of a batch are the model's inputs
         fc.store_attr()
-        self.cbs,self.logger,self.dry_run = _objects(cbs),print_row,False
-        _objects([loss_func])
+        self.cbs,_ = _objects(cbs),_objects([loss_func])
         self.opt = self.batch = self.preds = self.loss = self._active = None
-        self.losses,self._busy,self._listening = [],(),{}
+        self.logger,self.dry_run,self.losses,self._busy,self._listening = print_row,False,[],(),{}
 
     def __getstate__(self): # tensors of a graph cannot be copied, and a copy is in no fit
         return vars(self) | dict(preds=None, loss=None, _busy=(), _active=None, _listening={})
     training = property(attrgetter('model.training'))
+    _level = property(lambda self: (len(self._busy), self.dry_run))  # another in a look in the middle of a fit
     history = property(attrgetter('metrics.history'), doc='The rows of `MetricsCB`, one for each epoch')
     xb = property(lambda self: split_batch(self.batch, self.n_inp)[0])
     yb = property(lambda self: split_batch(self.batch, self.n_inp)[1])

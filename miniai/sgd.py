@@ -166,9 +166,9 @@ class HasLearnCB(Callback):
     "Has the learner as `self.learn` while a fit runs, and lets go of it at the end"
     learn = level = None
     def before_fit(self, learn):
-        if self.learn is None: self.learn,self.level = learn,len(learn._busy)
+        if self.learn is None: self.learn,self.level = learn,learn._level
     def cleanup_fit(self, learn):
-        if len(learn._busy)==self.level: self.learn = None
+        if learn._level==self.level: self.learn = None
 
 # %% ../nbs/12_sgd.ipynb #c12muon7
 def orthogonalize(g, steps=5):
