@@ -3,7 +3,7 @@ import json, os, subprocess, sys, pytest
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-cells = {c['id']: ''.join(c['source']) for c in json.loads((ROOT/'nbs/19_cookbook.ipynb').read_text())['cells']}
+cells = {c['id']: ''.join(c['source']) for c in json.loads((ROOT/'nbs/20_cookbook.ipynb').read_text())['cells']}
 
 def run(script, folder, *args):
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'agg', 'HF_HOME': str(folder/'hf')}
@@ -45,7 +45,7 @@ def test_several_devices(tmp_path):
     assert out.stdout.startswith('epoch 1') and 'valid loss' in out.stdout
 
 def test_every_answer_is_a_question_two_sentences_and_a_cell_that_is_short():
-    nb = json.loads((ROOT/'nbs/19_cookbook.ipynb').read_text())['cells']
+    nb = json.loads((ROOT/'nbs/20_cookbook.ipynb').read_text())['cells']
     for text,code in zip(nb, nb[1:]):
         head,_,body = ''.join(text['source']).partition('\n\n')
         if not head.endswith('?'): continue

@@ -9,7 +9,7 @@ api = pytest.importorskip('playwright.sync_api')
 chromium = next(filter(None, map(shutil.which, ('chromium','chromium-browser','google-chrome'))), None)
 pytestmark = pytest.mark.skipif(not chromium, reason='no Chromium')
 ROOT = Path(__file__).parent.parent
-names = sorted(f.stem for f in (ROOT/'nbs').glob('*.ipynb')) if os.getenv('MINIAI_LAB')=='all' else ['15_checkpoint']
+names = sorted(f.stem for f in (ROOT/'nbs').glob('*.ipynb')) if os.getenv('MINIAI_LAB')=='all' else ['16_checkpoint']
 
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
