@@ -13,7 +13,7 @@ from functools import partial
 from torch import nn
 from .activations import Hook, Hooks
 from .learner import Callback, DeviceCB
-from .safety import keep_modes, keep_weights, restoring
+from .safety import describe, keep_modes, keep_weights, restoring
 
 # %% ../nbs/11_init.ipynb #493a65da
 class GeneralRelu(nn.Module):
@@ -43,7 +43,7 @@ def conv(ni, nf, ks=3, stride=2, act=nn.ReLU, norm=None, bias=None):
 _weighted = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear
 
 def init_weights(m, leaky=0.):
-    "Kaiming initialization, for `model.apply`; `leaky` is the activation's negative slope"
+    "Kaiming initialization, for `model.apply`; `leaky` is the activation's slope below zero"
     if not isinstance(m, _weighted): return
     nn.init.kaiming_normal_(m.weight, a=leaky)
     if m.bias is not None: nn.init.zeros_(m.bias)
@@ -138,6 +138,6 @@ class BatchTransformCB(Callback):
         new_kind,new_items = _structure(b)
         if new_kind!=kind or not set(items)<=set(new_items):
             nm = getattr(self.tfm, '__name__', type(self.tfm).__name__)
-            raise TypeError(f'{nm} must return a {kind} with items {items}, got a {new_kind} with '
-                            f'{new_items}; return the whole batch, for example (x, *b[1:]).')
+            raise TypeError(f'{nm} must return a {kind} with items {items}, got a {new_kind} of '
+                            f'{describe(b)}; return the whole batch, for example (x, *b[1:]).')
         learn.batch = b
