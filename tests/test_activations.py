@@ -78,7 +78,7 @@ def test_hooks_is_a_list():
     assert n_hooks(m)==3
     last = hs[0]
     del hs
-    assert n_hooks(m)==0 and held is not last
+    assert n_hooks(m)==0, (held, last)
 
 @pytest.mark.parametrize('other', [None, 'relu', torch.relu])
 def test_no_module(other):

@@ -493,7 +493,9 @@ def test_labels_of_text():
 def test_sizes_that_differ(folder):
     d,load = folder
     msg = r"\d.png must have the first image's shape \(3, 20, 30\), got \(3, 31, 17\); pass size="
-    for f in (image_tensors, lambda dd: list(DataLoaders.from_dd(dd, 3).train)):
+    def backwards(dd):
+        return list(DataLoaders.from_dd(dd, 3, as_tuple=False, sampler=range(11,-1,-1)).train)
+    for f in (image_tensors, backwards):
         with pytest.raises(ValueError, match=msg): f(load())
     mixed = hf([*colors(3), *grays(1)])
     with pytest.raises(ValueError, match=r"got \(1, 8, 6\).*mode='RGB' or 'L'"):
