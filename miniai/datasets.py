@@ -283,6 +283,8 @@ def _file(o): return (o or {}).get('path') or 'An image without a file name'
 class _Decoder:
     "Decode the column `image` of a dataset, every image to the shape of the first"
     def __init__(self, image, label, size, mode):
+        if mode not in (None,'L','RGB','RGBA'):
+            raise ValueError(f'mode must be L, RGB or RGBA, got {mode!r}.')
         if size is not None:
             if not isinstance(size, (tuple,list)): size = size,size
             check_whole(size=size)

@@ -416,6 +416,7 @@ def test_sizes_and_modes(folder):
         assert xb.shape[1:]==shape
     for size in (0, 2.5, (16,-1)):
         with pytest.raises(ValueError, match='size.* whole number'): image_tensors(dd, size)
+    with pytest.raises(ValueError, match="mode must be .*, got 'rgb'"): image_tensors(dd, 16, 'rgb')
     with pytest.raises(ValueError, match='Splits must have names'): image_tensors(dd['train'], 16)
 
 def test_a_size_cuts_the_middle_and_does_not_stretch():
