@@ -6,12 +6,14 @@
 __all__ = ['act_gr', 'GeneralRelu', 'conv', 'init_weights', 'lsuv_init', 'Normalize', 'BatchTransformCB']
 
 # %% ../nbs/11_init.ipynb #e9fe371b
-import math, torch, fastcore.all as fc, torch.nn as nn, torch.nn.functional as F
+import math
+import torch, torch.nn.functional as F
 from collections.abc import Mapping
 from functools import partial
+from torch import nn
 from .activations import Hook, Hooks
-from .core import _keep, restoring
 from .learner import Callback, DeviceCB
+from .safety import describe, keep_modes, keep_weights, restoring
 
 # %% ../nbs/11_init.ipynb #493a65da
 class GeneralRelu(nn.Module):
@@ -28,10 +30,11 @@ class GeneralRelu(nn.Module):
 act_gr = partial(GeneralRelu, leak=.1, sub=.4)
 
 # %% ../nbs/11_init.ipynb #d8859c88
-def conv(ni, nf, ks=3, stride=2, act=nn.ReLU, norm=None, bias=None): # (n,ni,h,w) to (n,nf,h/stride,w/stride)
-    "A convolution, then what `norm` and `act` make, if not None; `bias` None adds one where no `norm` follows"
-    if ks%2==0: raise ValueError(f'ks is {ks}: an even kernel has no middle, take {ks-1} or {ks+1}.')
-    layers = [nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, bias=not norm if bias is None else bias)]
+def conv(ni, nf, ks=3, stride=2, act=nn.ReLU, norm=None, bias=None):
+    "Make a convolution, then `norm` and `act`; `bias` None adds one where no `norm` follows"
+    if ks%2==0: raise ValueError(f'ks must be odd, got {ks}; pass {ks-1} or {ks+1}.')
+    if bias is None: bias = not norm
+    layers = [nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, bias=bias)]
     if norm: layers.append(norm(nf))
     if act: layers.append(act())
     return nn.Sequential(*layers)
@@ -40,74 +43,101 @@ def conv(ni, nf, ks=3, stride=2, act=nn.ReLU, norm=None, bias=None): # (n,ni,h,w
 _weighted = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear
 
 def init_weights(m, leaky=0.):
-    "Kaiming initialization, for `model.apply`; `leaky` is the slope of the activation on the negative side"
+    "Kaiming initialization, for `model.apply`; `leaky` is the activation's slope below zero"
     if not isinstance(m, _weighted): return
     nn.init.kaiming_normal_(m.weight, a=leaky)
     if m.bias is not None: nn.init.zeros_(m.bias)
 
 # %% ../nbs/11_init.ipynb #d3d07e40
 @torch.no_grad()
-def lsuv_init(model, xb, pairs=None, # (module to measure, layer to change), as the data goes; None takes each for both
-              tol=1e-2, max_iter=50): # How near the standard deviation has to come to 1, and the mean to 0
-    "Scale weights and shift biases, layer by layer, until outputs have standard deviation 1 and mean 0"
-    if isinstance(xb, nn.Module): xb,pairs,tol = tol,[(xb,pairs)],1e-3  # the course's order: model, m, m_in, xb
-    if any(map(nn.parameter.is_lazy, model.parameters())): raise ValueError('The model is lazy: call it on xb first.')
-    with restoring(_keep(model, None)):
+def lsuv_init(
+    model, # Its convolutions and linear layers change
+    xb, # A batch of inputs
+    pairs=None, # (module to measure, layer to change) in forward order; None pairs each with itself
+    tol=1e-2, # How near the standard deviation must come to 1, and the mean to 0
+    max_iter=50, # How often a layer may change
+):
+    "Scale weights and shift biases, layer by layer, to outputs of mean 0 and standard deviation 1"
+    if isinstance(xb, nn.Module):  # the course's call is lsuv_init(model, m, m_in, xb)
+        m,m_in,xb = xb,pairs,tol
+        _lsuv(model, xb, [(m,m_in)], 1e-3, max_iter)
+    else: _lsuv(model, xb, pairs, tol, max_iter)
+
+def _lsuv(model, xb, pairs, tol, max_iter):
+    with restoring(keep_modes(model), keep_weights(model)):
         model.eval()
-        pairs = [*(_in_order(model, xb) if pairs is None else pairs)]
-        for m,m_in in pairs: _lsuv_layer(model, xb, m, m_in, tol, max_iter)
-        found = [(t, t.clone()) for _,o in pairs for t in (o.weight, getattr(o, 'bias', None)) if t is not None]
-    for t,new in found: t.copy_(new)
+        if pairs is None: pairs = _in_forward_order(model, xb)
+        found = {}
+        for m,m_in in pairs:
+            _unit_variance(model, xb, m, m_in, tol, max_iter)
+            for p in m_in.parameters(recurse=False): found[p] = p.clone()
+    for p,value in found.items(): p.copy_(value)
 
-def _in_order(model, xb):
+def _in_forward_order(model, xb): # Each layer that model(xb) uses, paired with itself
     seen = {}
-    with Hooks(filter(fc.risinstance(_weighted), model.modules()), lambda h,m,i,o: seen.update({m: m})): model(xb)
+    def note(hook, mod, inp, outp): seen[mod] = mod
+    with Hooks([m for m in model.modules() if isinstance(m, _weighted)], note): model(xb)
     if seen: return seen.items()
-    raise ValueError(f'No convolution or linear layer took part in {type(model).__name__}: pass pairs.')
+    raise ValueError('The model must have convolutions or linear layers; pass pairs for others.')
 
-def _lsuv_layer(model, xb, m, m_in, tol, max_iter):
-    w,b = getattr(m_in, 'weight', None), getattr(m_in, 'bias', None)
-    if w is None: raise ValueError(f'{m_in} has no weights to scale: pairs are (module to measure, layer to change).')
-    def measure(hook, mod, inp, outp): hook.stats = outp.mean().item(), outp.std().item()
-    with Hook(m, measure) as hook:
-        for _ in range(max_iter+1):
-            model(xb)
-            if not hasattr(hook, 'stats'): raise ValueError(f'model(xb) makes no use of {m}: measure one it uses.')
-            mean,std = hook.stats
-            found = f'The output of {m} has mean {mean:.3g} and standard deviation {std:.3g}'
-            if not 0<std<math.inf:
-                raise ValueError(f'{found}, which no scale makes 1: is something before it constant or infinite?')
-            if abs(std-1)<=tol and (b is None or abs(mean)<=tol): return
-            w.div_(std)
-            if b is not None: b.sub_(mean).div_(std)
-    raise ValueError(f'{found} after {max_iter} changes: raise tol or max_iter, or measure before the activation.')
+def _unit_variance(model, xb, m, m_in, tol, max_iter): # Change `m_in` for the output of `m`
+    bias = getattr(m_in, 'bias', None)
+    for _ in range(max_iter+1):
+        mean,std = _mean_and_std(model, xb, m)
+        found = f'The output of {m} has mean {mean:.3g} and standard deviation {std:.3g}'
+        if not 0<std<math.inf:
+            raise ValueError(f'{found}, which no scale makes 1: '
+                             'is something before it constant or infinite?')
+        is_centered = bias is None or abs(mean)<=tol
+        if is_centered and abs(std-1)<=tol: return
+        m_in.weight.div_(std)
+        if bias is not None: bias.sub_(mean).div_(std)
+    raise ValueError(f'{found} after {max_iter} changes: raise tol or max_iter, '
+                     'or measure before the activation.')
+
+def _mean_and_std(model, xb, m): # Of the output of `m`
+    def measure(hook, mod, inp, outp): hook.stats = outp.mean().item(),outp.std().item()
+    with Hook(m, measure) as hook: model(xb)
+    if hasattr(hook, 'stats'): return hook.stats
+    raise ValueError(f'The module to measure must take part in model(xb), got {m}.')
 
 # %% ../nbs/11_init.ipynb #aaaa0002
+def _per_channel(v): # `v` as a tensor of its own that broadcasts over (n,c,h,w)
+    return torch.as_tensor(v, dtype=torch.float).detach().clone().reshape(-1,1,1)
+
+def _rounded(t): return [round(v, 4) for v in t.flatten().tolist()]
+
 class Normalize(nn.Module):
-    "Subtracts `mean` and divides by `std`, each one number or one per channel"
+    "Subtract `mean` and divide by `std`, each one number or one per channel"
     def __init__(self, mean, std):
         super().__init__()
-        for nm,v in ('mean',mean),('std',std):
-            self.register_buffer(nm, torch.as_tensor(v, dtype=torch.float).detach().clone().reshape(-1,1,1))
-        if not (self.std>0).all(): raise ValueError(f'std is {std}, it has to be above 0: are all pixels the same?')
+        self.register_buffer('mean', _per_channel(mean))
+        self.register_buffer('std', _per_channel(std))
+        if not (self.std>0).all():
+            raise ValueError(f'std must be above 0, got {std}: are all pixels the same?')
     def forward(self, x): return (x-self.mean.to(x.device))/self.std.to(x.device)
-    def extra_repr(self):
-        return ', '.join(f'{nm}={[round(v, 4) for v in b.flatten().tolist()]}' for nm,b in self.named_buffers())
+    def extra_repr(self): return f'mean={_rounded(self.mean)}, std={_rounded(self.std)}'
 
 # %% ../nbs/11_init.ipynb #9d90a0be
-def _structure(b):
+def _structure(b): # Kind of a batch, and its keys or positions
     if isinstance(b, Mapping): return 'dict',[*b]
-    return ('tuple',[*range(len(b))]) if isinstance(b, (tuple,list)) else (type(b).__name__,[])
+    if isinstance(b, (tuple,list)): return 'tuple',[*range(len(b))]
+    return type(b).__name__,[]
 
 class BatchTransformCB(Callback):
-    "Replaces each batch by `tfm(batch)`, which keeps its items and may add some, on the device"
+    "Replace each batch by `tfm(batch)`, which keeps its items and may add some, on the device"
     order = DeviceCB.order+1
-    def __init__(self, tfm, on_train=True, on_val=True): fc.store_attr()
+    def __init__(self, tfm, on_train=True, on_val=True):
+        self.tfm = tfm
+        self.on_train,self.on_val = on_train,on_val
     def before_batch(self, learn):
-        if not (self.on_train if learn.training else self.on_val): return
-        (kind,items),b = _structure(learn.batch),self.tfm(learn.batch)
-        new_kind,new = _structure(b)
-        nm = getattr(self.tfm, '__name__', type(self.tfm).__name__)
-        if new_kind!=kind or not {*items}<={*new}: raise TypeError(f'{nm} turned a batch, {kind}{items or ""}, '
-            f'into {new_kind}{new or ""}: return the same kind with all its items, for example (x, *b[1:]).')
+        is_on = self.on_train if learn.training else self.on_val
+        if not is_on: return
+        kind,items = _structure(learn.batch)
+        b = self.tfm(learn.batch)
+        new_kind,new_items = _structure(b)
+        if new_kind!=kind or not set(items)<=set(new_items):
+            nm = getattr(self.tfm, '__name__', type(self.tfm).__name__)
+            raise TypeError(f'{nm} must return a {kind} with items {items}, got a {new_kind} of '
+                            f'{describe(b)}; return the whole batch, for example (x, *b[1:]).')
         learn.batch = b

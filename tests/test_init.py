@@ -1,16 +1,24 @@
-"Gradients of GeneralRelu, LSUV that leaves no other trace, Normalize, and transforms that keep a batch's structure"
-import io, shutil, sys, pytest, numpy as np, torch, torch.nn.functional as F
+"GeneralRelu, LSUV that changes nothing but weights, Normalize, and transforms of batches"
+import io, shutil, subprocess, sys
+import pytest, numpy as np, torch, torch.nn.functional as F
 from collections import namedtuple
 from itertools import product
 from torch import nn
 from types import SimpleNamespace
 from miniai.activations import Hook, Hooks
-from miniai.init import BatchTransformCB, GeneralRelu, Normalize, act_gr, conv, init_weights, lsuv_init
+from miniai.init import (BatchTransformCB, GeneralRelu, Normalize, act_gr, conv, init_weights,
+                         lsuv_init)
 from miniai.learner import Callback, TrainLearner
 from conftest import toy_dls, toy_model
 
+def test_import_is_light():
+    "No pyplot before the first picture"
+    code = "import sys, miniai.init; print('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.check_output([sys.executable, '-c', code], text=True).strip()=='False'
+
 COMBINATIONS = list(product((None,.1,0.), (None,.4,0.), (None,1.,.3)))
-def points(): return torch.arange(-2.95, 3, .1, dtype=torch.double, requires_grad=True)  # no kink among them
+def points(): # no kink among them
+    return torch.arange(-2.95, 3, .1, dtype=torch.double, requires_grad=True)
 
 def expected(x, leak, sub, maxv):
     "Value and slope by the definition, one number at a time"
@@ -25,7 +33,8 @@ def test_general_relu(leak, sub, maxv):
     y = f(x)
     y.sum().backward()
     vals,slopes = zip(*(expected(o, leak, sub, maxv) for o in x.tolist()))
-    assert torch.allclose(y, torch.tensor(vals).to(y)) and torch.allclose(x.grad, torch.tensor(slopes).to(y))
+    assert torch.allclose(y, torch.tensor(vals).to(y))
+    assert torch.allclose(x.grad, torch.tensor(slopes).to(y))
     assert torch.equal(x, kept)
     assert torch.autograd.gradcheck(f, points()) and torch.autograd.gradgradcheck(f, points())
 
@@ -43,7 +52,8 @@ def same_compiled(c, backend):
 @pytest.mark.parametrize('c', list(product((None,.1), (None,.4), (None,1.))))
 def test_compiled(c): same_compiled(c, 'aot_eager')
 
-@pytest.mark.skipif(not shutil.which('g++') or sys.platform!='linux', reason='inductor needs a C++ compiler')
+HAS_COMPILER = shutil.which('g++') and sys.platform=='linux'
+@pytest.mark.skipif(not HAS_COMPILER, reason='inductor needs a C++ compiler')
 def test_compiled_by_inductor(): same_compiled((.1,.4,1.), 'inductor')
 
 # LSUV
@@ -66,7 +76,8 @@ def test_lsuv(xb):
     m = net()
     lsuv_init(m, xb, tol=1e-3)
     (m0,s0),(_,s1),(m2,s2) = measured(m, [m[0][0], m[1][0], m[4]], xb)
-    assert [m0,m2]==pytest.approx([0,0], abs=1.1e-3) and [s0,s1,s2]==pytest.approx([1]*3, abs=1.1e-3)
+    assert [m0,m2]==pytest.approx([0,0], abs=1.1e-3)
+    assert [s0,s1,s2]==pytest.approx([1]*3, abs=1.1e-3)
 
 def test_lsuv_with_pairs(xb):
     m = net()
@@ -89,15 +100,17 @@ def test_lsuv_in_the_order_of_the_data(xb):
     m = Turned()
     unused = m.unused.weight.clone()
     lsuv_init(m, xb)
-    assert [s for _,s in measured(m, [m.first, m.last], xb)]==pytest.approx([1,1], abs=1.1e-2)
+    stds = [s for _,s in measured(m, [m.first, m.last], xb)]
+    assert stds==pytest.approx([1,1], abs=1.1e-2)
     assert torch.equal(m.unused.weight, unused)
 
 def trace(m, weights=False):
-    b = lambda t: None if t is None else t.detach().clone().numpy().tobytes()
+    def raw(t): return None if t is None else t.detach().clone().numpy().tobytes()
     ps = list(m.parameters())
-    return dict(modes=[o.training for o in m.modules()], buffers=[b(t) for t in m.buffers()], ids=[id(p) for p in ps],
-                grads=[(b(p.grad),p.requires_grad) for p in ps], values=weights and [b(p) for p in ps],
-                hooks=n_hooks(m), rng=torch.get_rng_state().tolist(), enabled=torch.is_grad_enabled())
+    return dict(modes=[o.training for o in m.modules()], buffers=[raw(t) for t in m.buffers()],
+                ids=[id(p) for p in ps], grads=[(raw(p.grad),p.requires_grad) for p in ps],
+                values=weights and [raw(p) for p in ps], hooks=n_hooks(m),
+                rng=torch.get_rng_state().tolist(), enabled=torch.is_grad_enabled())
 
 def prepared():
     m = net()
@@ -106,34 +119,36 @@ def prepared():
     m[0][0].weight.requires_grad_(False)
     return m
 
-def test_lsuv_leaves_only_weights(xb):
+def test_lsuv_changes_only_weights(xb):
     m = prepared()
     before,norm = trace(m),m[1][1].weight.clone()
     lsuv_init(m, xb)
     assert trace(m)==before and torch.equal(m[1][1].weight, norm)
 
 class Breaks(nn.Module):
-    def __init__(self, exc, after): super().__init__(); self.exc,self.n = exc,after
+    def __init__(self, exc, after):
+        super().__init__()
+        self.exc,self.n = exc,after
     def forward(self, x):
         self.n -= 1
         if self.n<0: raise self.exc
         return x
 
 @pytest.mark.parametrize('exc', [ZeroDivisionError, KeyboardInterrupt])
-def test_lsuv_an_error_on_the_way_leaves_nothing(xb, exc):
+def test_lsuv_an_error_on_the_way_changes_nothing(xb, exc):
     m = prepared()
     m[2] = Breaks(exc, 3)
     before = trace(m, True)
     with pytest.raises(exc): lsuv_init(m, xb)
     assert trace(m, True)==before
 
+def full(v): return torch.full((4,1,16,16), v)
 @pytest.mark.parametrize('make, msg', [
-    (lambda m: dict(pairs=[(m[0][1], m[3])]), r'Flatten\(.*has no weights to scale: pairs are'),
-    (lambda m: dict(pairs=[(nn.ReLU(), m[0][0])]), r'model\(xb\) makes no use of ReLU\(\)'),
+    (lambda m: dict(pairs=[(nn.ReLU(), m[0][0])]), r'must take part in model\(xb\), got ReLU\(\)'),
     (lambda m: dict(tol=1e-9, max_iter=1), 'Conv2d.* after 1 changes: raise tol'),
-    (lambda m: dict(xb=torch.full((4,1,16,16), float('nan'))), 'mean nan and standard deviation nan, which no'),
-    (lambda m: dict(xb=torch.full((4,1,16,16), float('inf'))), 'which no scale makes 1'),
-    (lambda m: dict(xb=torch.zeros(4,1,16,16)), 'deviation 0, which .* is something before it constant')])
+    (lambda m: dict(xb=full(float('nan'))), 'mean nan and standard deviation nan, which no'),
+    (lambda m: dict(xb=full(float('inf'))), 'which no scale makes 1'),
+    (lambda m: dict(xb=full(0.)), 'deviation 0, which .* is something before it constant')])
 def test_lsuv_errors(xb, make, msg):
     m = prepared().apply(init_weights)
     before = trace(m, True)
@@ -141,8 +156,11 @@ def test_lsuv_errors(xb, make, msg):
     assert trace(m, True)==before
 
 def test_lsuv_without_layers(xb):
-    with pytest.raises(ValueError, match='No convolution or linear layer took part in Sequential: pass pairs'):
-        lsuv_init(nn.Sequential(nn.ReLU(), nn.Flatten()), xb)
+    msg = 'must have convolutions or linear layers; pass pairs'
+    with pytest.raises(ValueError, match=msg): lsuv_init(nn.Sequential(nn.ReLU(), nn.Flatten()), xb)
+
+def test_lsuv_of_a_lazy_model(xb):
+    with pytest.raises(ValueError, match='lazy'): lsuv_init(nn.Sequential(nn.LazyConv2d(4, 3)), xb)
 
 def test_lsuv_of_a_plain_relu_fails_clearly_and_changes_nothing(xb):
     m = nn.Sequential(conv(1,4), conv(4,4))
@@ -153,19 +171,21 @@ def test_lsuv_of_a_plain_relu_fails_clearly_and_changes_nothing(xb):
 # conv and init_weights
 
 def test_conv_parts():
-    assert [type(o) for o in conv(1, 8, norm=nn.BatchNorm2d, act=act_gr)]==[nn.Conv2d, nn.BatchNorm2d, GeneralRelu]
+    layers = conv(1, 8, norm=nn.BatchNorm2d, act=act_gr)
+    assert [type(o) for o in layers]==[nn.Conv2d, nn.BatchNorm2d, GeneralRelu]
     assert [type(o) for o in conv(1, 8, act=None)]==[nn.Conv2d]
-    has_bias = [conv(1, 8, **kw)[0].bias is not None for kw in ({}, dict(norm=nn.BatchNorm2d), dict(bias=False),
-                                                                dict(norm=nn.BatchNorm2d, bias=True))]
-    assert has_bias==[True,False,False,True]
+    def has_bias(**kw): return conv(1, 8, **kw)[0].bias is not None
+    assert has_bias() and has_bias(norm=nn.BatchNorm2d, bias=True)
+    assert not has_bias(norm=nn.BatchNorm2d) and not has_bias(bias=False)
     assert conv(1, 8, ks=5, stride=1)(torch.zeros(2,1,7,9)).shape==(2,8,7,9)
-    with pytest.raises(ValueError, match='ks is 4: an even kernel has no middle, take 3 or 5'): conv(1, 8, ks=4)
+    with pytest.raises(ValueError, match='ks must be odd, got 4; pass 3 or 5'): conv(1, 8, ks=4)
 
-@pytest.mark.parametrize('leaky', [0.,.1])
+@pytest.mark.parametrize('leaky', [0.,.1,1.])
 def test_init_weights(leaky):
     m = nn.Sequential(conv(16, 64, ks=5), nn.BatchNorm2d(64), nn.Linear(500, 200, bias=False))
     m.apply(lambda o: init_weights(o, leaky))
-    for o,n in (m[0][0],400),(m[2],500): assert o.weight.std().item()==pytest.approx((2/n/(1+leaky**2))**.5, rel=.03)
+    for o,n in (m[0][0],400),(m[2],500):
+        assert o.weight.std().item()==pytest.approx((2/n/(1+leaky**2))**.5, rel=.03)
     assert not m[0][0].bias.any() and (m[1].weight==1).all()
 
 # Normalize
@@ -188,16 +208,19 @@ def test_normalize_per_channel(kind):
     for c in range(3): assert torch.equal(y[:,c], (x[:,c]-mean[c])/std[c])
 
 def test_normalize_is_part_of_what_is_saved():
-    m,other = (nn.Sequential(Normalize(*o), nn.Flatten()) for o in ((.25,.5), (0,1)))
-    assert list(m.state_dict())==['0.mean','0.std'] and m[0].mean.shape==(1,1,1) and not list(m.parameters())
+    m = nn.Sequential(Normalize(.25, .5), nn.Flatten())
+    other = nn.Sequential(Normalize(0, 1), nn.Flatten())
+    assert list(m.state_dict())==['0.mean','0.std'] and m[0].mean.shape==(1,1,1)
+    assert not list(m.parameters())
     f = io.BytesIO()
     torch.save(m.state_dict(), f)
     f.seek(0)
     other.load_state_dict(torch.load(f, weights_only=True))
     x = torch.rand(2,1,4,4)
     assert torch.equal(other(x), m(x)) and torch.equal(m(x), ((x-.25)/.5).flatten(1))
-    assert (repr(m[0]),repr(Normalize([.1,.2],[.3,.4])))==('Normalize(mean=[0.25], std=[0.5])',
-                                                            'Normalize(mean=[0.1, 0.2], std=[0.3, 0.4])')
+    assert repr(m[0])=='Normalize(mean=[0.25], std=[0.5])'
+    color = Normalize([.1,.2], [.3,.4])
+    assert repr(color)=='Normalize(mean=[0.1, 0.2], std=[0.3, 0.4])'
 
 def test_normalize_has_numbers_of_its_own():
     mean = torch.tensor([.5])
@@ -210,11 +233,13 @@ def test_normalize_goes_where_the_images_are():
 
 @pytest.mark.parametrize('std', [0, 0., [1.,0.], -1., float('nan')])
 def test_normalize_by_nothing(std):
-    with pytest.raises(ValueError, match='std is .*, it has to be above 0: are all pixels the same'): Normalize(0., std)
+    msg = 'std must be above 0, got .*: are all pixels the same'
+    with pytest.raises(ValueError, match=msg): Normalize(0., std)
 
 def test_normalize_can_be_traced_and_exported():
     m,x = nn.Sequential(Normalize(.25, .5), conv(1, 2)),torch.rand(2,1,8,8)
-    for f in torch.fx.symbolic_trace(m), torch.export.export(m, (x,)).module(): assert torch.allclose(f(x), m(x))
+    traced,exported = torch.fx.symbolic_trace(m),torch.export.export(m, (x,)).module()
+    for f in traced,exported: assert torch.allclose(f(x), m(x))
 
 # BatchTransformCB
 
@@ -227,12 +252,14 @@ def fit_with(tfm, batch=None, **kw):
 x,y = torch.randn(4,4),torch.tensor([0,1,2,0])
 Pair = namedtuple('Pair', 'x y')
 
-@pytest.mark.parametrize('tfm', [lambda b: (b[0]*2, b[1]), lambda b: [b[0], b[1]], lambda b: Pair(*b), lambda b: b])
+@pytest.mark.parametrize('tfm', [
+    lambda b: (b[0]*2, b[1]), lambda b: [b[0], b[1]], lambda b: Pair(*b), lambda b: b])
 def test_transforms_that_keep_the_structure(tfm): fit_with(tfm)
 
 def test_normalize_in_a_tuple_a_list_and_a_dict():
     norm,want = Normalize(.5, .2),(x-.5)/.2
-    for batch,tfm in (((x,y), lambda b: (norm(b[0]), *b[1:])), ([x,y], lambda b: [norm(b[0]), *b[1:]]),
+    for batch,tfm in (((x,y), lambda b: (norm(b[0]), *b[1:])),
+                      ([x,y], lambda b: [norm(b[0]), *b[1:]]),
                       ({'x': x, 'y': y}, lambda b: {**b, 'x': norm(b['x'])})):
         learn = SimpleNamespace(batch=batch, training=True)
         BatchTransformCB(tfm).before_batch(learn)
@@ -255,18 +282,21 @@ def loses_y(b):
     return b
 
 @pytest.mark.parametrize('batch, tfm, msg', [
-    ((x,y), lambda b: b[0], r'<lambda> turned a batch, tuple\[0, 1\], into Tensor: .*for example \(x, \*b\[1:\]\)'),
-    ((x,y), lambda b: None, 'into NoneType'), ((x,y), lambda b: b[:1], r'tuple\[0, 1\], into tuple\[0\]:'),
-    ((x,y), lambda b: {'x': b[0], 'y': b[1]}, 'into dict'),
-    ((x,y), lambda b: torch.stack([b[0], b[0]]), 'into Tensor'),
-    ({'x': x, 'y': y}, lambda b: {'x': b['x']}, r"dict\['x', 'y'\], into dict\['x'\]:"),
-    ({'x': x, 'y': y}, loses_y, r"loses_y turned .*into dict\['x'\]:"),
-    ({'x': x, 'y': y}, lambda b: (b['x'], b['y']), 'into tuple'), (x, lambda b: (b,b), 'a batch, Tensor, into tuple')])
+    ((x,y), lambda b: b[0], r'<lambda> must return a tuple with items \[0, 1\], got a Tensor'),
+    ((x,y), lambda b: b[0], r'return the whole batch, for example \(x, \*b\[1:\]\)'),
+    ((x,y), lambda b: None, 'got a NoneType'), ((x,y), lambda b: b[:1], r'a tuple of \(4, 4\)'),
+    ((x,y), lambda b: {'x': b[0], 'y': b[1]}, 'got a dict'),
+    ((x,y), lambda b: torch.stack([b[0], b[0]]), 'got a Tensor'),
+    ({'x': x, 'y': y}, lambda b: {'x': b['x']}, r"items \['x', 'y'\], got a dict of \{x: [^,]*, 4\)"),
+    ({'x': x, 'y': y}, loses_y, r"loses_y must .*, got a dict of \{x: [^y]*;"),
+    ({'x': x, 'y': y}, lambda b: (b['x'], b['y']), 'got a tuple'),
+    (x, lambda b: (b,b), 'must return a Tensor .*, got a tuple')])
 def test_transforms_that_change_the_structure(batch, tfm, msg):
     with pytest.raises(TypeError, match=msg) as e: fit_with(tfm, batch)
     assert 'Raised in callback BatchTransformCB, event before_batch.' in e.value.__notes__
 
-@pytest.mark.parametrize('on_train, on_val, n', [(True,True,6),(True,False,4),(False,True,2),(False,False,0)])
+@pytest.mark.parametrize('on_train, on_val, n', [
+    (True,True,6), (True,False,4), (False,True,2), (False,False,0)])
 def test_passes(on_train, on_val, n):
     seen = []
     def tfm(b):
