@@ -8,11 +8,14 @@ __all__ = ['wide', 'model2', 'model3', 'model4', 'flip_views', 'GlobalAvgPool', 
            'rand_copy', 'RandCopy', 'join_batches', 'CapturePreds', 'TTACB', 'ensemble', 'MCDropoutCB']
 
 # %% ../nbs/14_augment.ipynb #f19773bb
-import math, random
+import math
+import random
+import fastcore.all as fc
+import numpy as np
+import torch
 from collections.abc import Mapping
-from functools import partial
-import fastcore.all as fc, numpy as np, torch
 from fastcore.basics import patch
+from functools import partial
 from torch import nn
 from torch.utils._pytree import tree_map
 from .core import check_whole, show_images, tensors, to_cpu

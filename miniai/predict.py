@@ -7,10 +7,13 @@ __all__ = ['plot_mistakes', 'confusion', 'class_report', 'plot_confusion']
 
 # %% ../nbs/15_predict.ipynb #n15a4
 import copy
+import fastcore.all as fc
+import numpy as np
+import pandas as pd
+import torch
 from collections.abc import Mapping
-from operator import attrgetter
-import fastcore.all as fc, numpy as np, pandas as pd, torch
 from fastcore.basics import patch
+from operator import attrgetter
 from PIL import ImageOps
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset

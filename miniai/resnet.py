@@ -6,15 +6,17 @@
 __all__ = ['resnet', 'SummaryRow', 'base_model', 'conv_model', 'ResBlock', 'get_model', 'Summary']
 
 # %% ../nbs/13_resnet.ipynb #ecacb5bf
-import math, torch, torch.nn as nn
+import math
+import torch
 from collections import Counter, OrderedDict, defaultdict, namedtuple
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
-from types import SimpleNamespace
 from fastcore.basics import is_iter, patch
+from functools import partial
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
+from types import SimpleNamespace
 from .core import check_whole, tensors
 from .init import act_gr, conv
 from .learner import Callback, CancelFitException, Learner, no_trace
