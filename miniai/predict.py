@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from .core import show_image, show_images, split_batch, tensors, to_cpu
 from .datasets import DataLoaders, TensorLoader
+from .safety import describe
 from .init import BatchTransformCB
 from .learner import Callback, CancelBatchException, Learner, no_trace
 from .augment import drawable, join_batches
@@ -29,13 +30,12 @@ def _class_names(learn, n): # Names of `n` classes; those that dls.vocab lacks g
     return vocab + [f'class {i}' for i in range(len(vocab), n)]
 
 def _scores_and_labels(preds, targs): # Scores (n,classes) and labels (n,) among what was captured
-    scores = fc.first(tensors(preds))
+    scores = tensors(preds)[0]
     labels = fc.first(tensors(targs))
-    shape = None if scores is None else tuple(scores.shape)
-    labels_shape = None if labels is None else tuple(labels.shape)
-    if not shape or len(shape)!=2 or labels_shape!=shape[:1]:
+    fits = labels is not None and scores.ndim==2 and labels.shape==scores.shape[:1]
+    if not fits:
         raise ValueError('Predictions must be scores (n,classes) and targets labels (n,), '
-                         f'got {shape} and {labels_shape}.')
+                         f'got {describe(scores)} and {describe(labels)}.')
     return scores, labels
 
 def plot_mistakes(learn, n=16): # The figure, or None if there are no mistakes

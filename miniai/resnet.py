@@ -120,8 +120,7 @@ class Summary(namedtuple('Summary', 'rows params macs')):
     def _table(self): # Rows of text, the header first
         head = ['module', 'class', 'input', 'output', 'parameters', 'MACs']
         total = SummaryRow('total', '', '', '', self.params, self.macs)
-        rows = [SummaryRow(*r) for r in (*self.rows, total)]
-        return [head] + [[*r[:4], f'{r.params:,}', f'{r.macs:,}'] for r in rows]
+        return [head] + [[*r[:4], f'{r.params:,}', f'{r.macs:,}'] for r in (*self.rows, total)]
 
     def _repr_markdown_(self):
         head,*rows = ['| '+' | '.join(cells)+' |' for cells in self._table()]

@@ -532,15 +532,6 @@ def test_bad_ensembles():
     with pytest.raises(ValueError, match='must give the same rows each time'):
         ensemble(two, dl=Moves())
 
-@pytest.mark.parametrize('inner', [
-    lambda l: l.capture_preds(), lambda l: l.lr_find(max_epochs=40, show=False)])
-def test_dry_runs_of_a_learner_whose_callback_runs_one(inner):
-    learn = image_learner([At('after_epoch', inner)])
-    preds,targs = learn.capture_preds()
-    assert len(preds)==len(targs)==24
-    assert len(learn.tta()[0])==24
-    assert len(learn.lr_find(show=False).lrs)>20
-
 def test_a_capture_keeps_its_rows_when_another_callback_captures():
     cp = CapturePreds()
     captures = At('after_batch', lambda learn: learn.capture_preds())
