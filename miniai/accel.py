@@ -7,10 +7,13 @@ __all__ = ['keep_freed_memory', 'amp_dtype', 'MixedPrecision', 'PatchConv2d', 'N
            'EMACB', 'AccelerateCB']
 
 # %% ../nbs/17_accel.ipynb #28f185f3
-import ctypes, sys
-import torch, torch.nn as nn, torch.nn.functional as F
+import ctypes
+import sys
+import torch
+import torch.nn.functional as F
 from contextlib import ExitStack
 from operator import length_hint
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .core import check_whole, def_device, map_batch, tensors, to_device
 from .core import random_state, set_random_state
@@ -42,7 +45,8 @@ def amp_dtype(device=None)->torch.dtype|None:
     return torch.bfloat16 if fast else None
 
 # %% ../nbs/17_accel.ipynb #a16mp003
-def _add_step(learn, n_inp): # A plain `Learner` gets the usual training step
+def _add_step(learn, n_inp):
+    "Give a plain `Learner` the usual training step"
     learn.n_inp = n_inp or learn.n_inp
     if 'predict' in learn.own_steps: return
     if not any(hasattr(cb, 'predict') for cb in learn.cbs): learn.cbs.append(TrainCB())
@@ -52,7 +56,8 @@ class MixedPrecision(Callback):
     order = DeviceCB.order+10
     def __init__(self,
         dtype=None, # None asks `amp_dtype`; float32 switches it off
-        n_inp=None): # How many items of a batch are inputs; None leaves it to the learner
+        n_inp=None # How many items of a batch are inputs; None leaves it to the learner
+    ):
         self.dtype = dtype
         self.n_inp = n_inp
 
@@ -125,7 +130,8 @@ class NarrowNorm2d(nn.BatchNorm2d):
         out = super().forward(x.contiguous())
         return out.contiguous(memory_format=torch.channels_last)
 
-def _has_patches(conv): # Can `PatchConv2d` compute it?
+def _has_patches(conv):
+    "Can `PatchConv2d` compute this convolution?"
     if conv.groups!=1 or conv.dilation!=(1,1): return False
     if conv.padding_mode!='zeros' or isinstance(conv.padding, str): return False
     return all(height==width for height,width in (conv.kernel_size, conv.stride, conv.padding))
@@ -138,7 +144,8 @@ def fast_layers(model):
     return model
 
 # %% ../nbs/17_accel.ipynb #a16acc03
-def _take_grads(model): # The gradients, by parameter; the model has none then
+def _take_grads(model):
+    "Take the gradients out of the model, by parameter"
     grads = {p: p.grad for p in model.parameters() if p.grad is not None}
     model.zero_grad()
     return grads
@@ -215,7 +222,8 @@ class AccelerateCB(Callback):
     def __init__(self,
         n_inp=None, # How many items of a batch are inputs; None leaves it to the learner
         mixed_precision='no', # `bf16` and `fp16` add `MixedPrecision`
-        **kwargs): # For Hugging Face's `Accelerator`
+        **kwargs # For Hugging Face's `Accelerator`
+    ):
         from accelerate import Accelerator
         halves = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)
         if mixed_precision not in halves:
@@ -267,21 +275,23 @@ class AccelerateCB(Callback):
         if self._alone(learn): return
         for m in self.means: m.sync(self._add_up)
 
-    def _alone(self, learn): # Does this process do the whole pass?
+    def _alone(self, learn):
+        "Does this process see all items? All must call a model that FSDP splits, to validate too"
         if self.n==1 or learn.dry_run: return True
-        # all processes have to call a model that FSDP splits, so each of them validates it
         return not learn.training and hasattr(learn.model, 'unshard')
     def _unwrap(self, learn):
         if learn.model is self.ddp: learn.model = self.plain
-    def _add_up(self, numbers): # The sum of each number over all processes
+    def _add_up(self, numbers):
+        "The sum of each number over all processes"
         t = torch.tensor(numbers, dtype=torch.double, device=self.acc.device)
         return self.acc.reduce(t).tolist()
     def _means(self, learn):
+        "The metrics that don't add up over processes by themselves, as those of torchmetrics do"
         cbs = [cb for cb in learn.cbs if isinstance(cb, MetricsCB)]
         metrics = [m for cb in cbs for m in (cb.loss, *cb.metrics.values())]
         for m in metrics:
-            if isinstance(m, Mean) or hasattr(m, 'sync'): continue  # torchmetrics have it
-            raise TypeError(f'{m} cannot add up over processes: '
+            if isinstance(m, Mean) or hasattr(m, 'sync'): continue
+            raise TypeError(f'{m} cannot add up over processes; '
                             'derive metrics from Mean, or use torchmetrics.')
         return [m for m in metrics if isinstance(m, Mean)]
     def _show_no_progress(self, learn):

@@ -7,8 +7,15 @@ __all__ = ['atomic', 'save_safely', 'load_safely', 'digest', 'differences', 'ran
            'EarlyStopCB', 'LogCB']
 
 # %% ../nbs/16_checkpoint.ipynb #2f451f7d
-import contextlib, hashlib, io, math, os, pickle, tempfile
-import pandas as pd, torch
+import contextlib
+import hashlib
+import io
+import math
+import os
+import pickle
+import tempfile
+import pandas as pd
+import torch
 from pathlib import Path
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from .core import map_batch, random_state, set_random_state, tensors, to_device
@@ -29,7 +36,8 @@ def atomic(path):
         raise OSError(e.errno, f'{path} cannot be written: {e.strerror or e}') from e
 
 # %% ../nbs/16_checkpoint.ipynb #4705a72c
-def _checksum(content): # As the comment of a zip archive: its length, 32 in two bytes, and its text
+def _checksum(content):
+    "The comment at the end of a zip archive: its length, 32 in two bytes, and its text"
     return b' \0' + hashlib.sha256(content).digest()
 
 def save_safely(o, path):
@@ -88,7 +96,8 @@ class CheckpointCB(Callback):
     def __init__(self,
         path, # The file
         restart=False, # Start again, even where there is a file?
-        **identity): # What else must be the same for a fit to go on, such as data=digest(splits)
+        **identity # What else must be the same for a fit to go on, such as data=digest(splits)
+    ):
         self.path = Path(path)
         self.restart = restart
         self.identity = identity
@@ -109,11 +118,13 @@ class CheckpointCB(Callback):
         if self.state: self._load(learn)  # all epochs were done before
         else: self._save(learn, learn.n_epochs)
 
-    def _with_state(self, learn): # Callbacks with a state, by number and name
+    def _with_state(self, learn):
+        "The callbacks that have a state, by number and name"
         cbs = [cb for cb in learn.cbs if hasattr(cb, 'state_dict')]
         return {f'{i} {type(cb).__name__}': cb for i,cb in enumerate(cbs)}
 
-    def _about(self, learn): # What this training is
+    def _about(self, learn):
+        "What must be the same for this fit to go on"
         groups = learn.opt.param_groups
         names = [k for k,v in groups[0].items() if type(v) in (int,float,tuple)]
         numbers = {k: [g[k] for g in groups] for k in names}
@@ -125,7 +136,7 @@ class CheckpointCB(Callback):
         state = load_safely(self.path)
         diff = differences(state['identity'], self.about)
         if diff:
-            raise ValueError(f'{self.path} is from a fit with {diff}: '
+            raise ValueError(f'{self.path} is from a fit with {diff}; '
                              'use a different path, or restart=True to start again.')
         self.state = state
         learn.epoch = done = state['epoch']
@@ -155,9 +166,10 @@ class CheckpointCB(Callback):
 # %% ../nbs/16_checkpoint.ipynb #c1a00030
 def _history(learn):
     if getattr(learn, 'metrics', None) in learn.cbs: return learn.history
-    raise RuntimeError('There is no history: add MetricsCB() to cbs.')
+    raise RuntimeError('This needs a history; pass MetricsCB() in cbs.')
 
-def _stale(learn, col, lower): # How many epochs ago this fit was best in `col`
+def _stale(learn, col, lower):
+    "How many epochs ago this fit was best in `col`"
     rows = [r for r in _history(learn) if r['epoch']>learn.metrics.trained]
     if col not in rows[-1]:
         raise ValueError(f"col must be one of {', '.join(rows[-1])}, got {col!r}.")
@@ -176,7 +188,8 @@ class SaveBestCB(Callback):
     def __init__(self,
         col='valid_loss', # A column of the history
         path=None, # A file for the weights too, which `load_safely` reads
-        lower=None): # Is lower better? None: yes if the name of `col` has loss or error in it
+        lower=None # Is lower better? None: yes if the name of `col` has loss or error in it
+    ):
         self.col = col
         self.path = path
         self.lower = lower
@@ -201,7 +214,8 @@ class EarlyStopCB(Callback):
     def __init__(self,
         col='valid_loss', # A column of the history
         patience=3, # How many epochs to wait for a better one
-        lower=None): # Is lower better? As in `SaveBestCB`
+        lower=None # Is lower better? As in `SaveBestCB`
+    ):
         self.col = col
         self.patience = patience
         self.lower = lower
@@ -220,7 +234,8 @@ class LogCB(Callback):
     order = ProgressCB.order+1
     skip_dry_run = True
     def __init__(self,
-        to): # Path of a CSV, TensorBoard's `SummaryWriter`, or any object with a `log` method
+        to # Path of a CSV file, a `SummaryWriter` of TensorBoard, or an object with a `log` method
+    ):
         self.to = to
     def after_epoch(self, learn):
         if not learn.epoch_done or rank_distrib(): return

@@ -227,7 +227,7 @@ def test_going_on_is_said(tmp_path, capsys):
 
 @pytest.mark.parametrize('fit, msg', [
     (lambda f: learner(f, data='a').fit(5),
-     r'c\.pt is from a fit with n_epochs 4 \(now 5\): use a different path, or restart=True'),
+     r'c\.pt is from a fit with n_epochs 4 \(now 5\); use a different path, or restart=True'),
     (lambda f: learner(f, data='a', cbs=[MetricsCB()]).fit(4), 'with callbacks .*a different path'),
     (lambda f: learner(f, data='a').fit(4, lr=.2), r'with lr \[0\.1\] \(now \[0\.2\]\)'),
     (lambda f: learner(f, data='a', opt=optim.SGD).fit(4), r'optimizer AdamW \(now SGD\)'),
@@ -363,7 +363,7 @@ class Plays(Callback):
         self.col = col
         self.kind = kind
     def after_epoch(self, learn):
-        if learn.dry_run or learn.training!=self.kind: return
+        if not learn.does_train or learn.training!=self.kind: return
         learn.history[-1][self.col] = self.vals[learn.epoch]
         with torch.no_grad(): learn.model[0].weight.fill_(learn.epoch+1)
 
@@ -447,7 +447,7 @@ def test_the_best_weights_stay_readable():
 @pytest.mark.parametrize('cb', [SaveBestCB, EarlyStopCB, lambda: LogCB('log.csv')])
 def test_no_metrics_in_this_fit(cb):
     learn = toy()
-    msg = 'There is no history: add MetricsCB'
+    msg = r'This needs a history; pass MetricsCB\(\)'
     with pytest.raises(RuntimeError, match=msg): learn.fit(2, cbs=cb())
     learn.fit(2, cbs=MetricsCB())
     with pytest.raises(RuntimeError, match=msg): learn.fit(2, cbs=cb())
