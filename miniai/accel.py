@@ -244,7 +244,8 @@ class AccelerateCB(Callback):
             run_cbs([half], 'before_fit', learn)  # it comes after this event has begun
         if self.n==1 or learn.dry_run: return
         self.means = self._means(learn)
-        if self.i>0: self._show_no_progress(learn)
+        for cb in learn.cbs:
+            if isinstance(cb, ProgressCB) and self.i>0: cb.mode = 'lines'  # of which none is shown
         self.acc.free_memory()
         self.plain = learn.model
         split = hasattr(learn.model, 'unshard')
@@ -294,6 +295,3 @@ class AccelerateCB(Callback):
             raise TypeError(f'{m} cannot add up over processes; '
                             'derive metrics from Mean, or use torchmetrics.')
         return [m for m in metrics if isinstance(m, Mean)]
-    def _show_no_progress(self, learn):
-        for cb in learn.cbs:
-            if isinstance(cb, ProgressCB): cb.mode = 'lines'

@@ -2,7 +2,7 @@
 import copy, json, os, platform, subprocess, sys, warnings, pytest, torch, torch.nn.functional as F
 from pathlib import Path
 from torch import nn, optim
-from conftest import EVENTS, Raises, toy, toy_dls, toy_model
+from conftest import EVENTS, At, Raises, toy, toy_dls, toy_model
 from miniai.accel import *
 from miniai.activations import ActivationStats
 from miniai.augment import * # which adds capture_preds and tta to Learner
@@ -44,12 +44,11 @@ def losses(learn): return [r[k] for r in learn.history for k in ('train_loss','v
 def weights(learn): return [p.detach().clone() for p in learn.model.state_dict().values()]
 def same(a, b): return all(map(torch.equal, a, b))
 
-class See(Callback):
+class See(At):
     "Keeps `f(learn)` at each `event`"
     def __init__(self, event, f, order=500):
         self.seen = []
-        self.order = order
-        setattr(self, event, lambda learn: self.seen.append(f(learn)))
+        super().__init__(event, lambda learn: self.seen.append(f(learn)), order)
 
 # ---- memory
 

@@ -11,7 +11,7 @@ from miniai.core import set_seed
 from miniai.datasets import DataLoaders
 from miniai.learner import Accuracy, Callback, MetricsCB, MomentumLearner, TrainLearner
 from miniai.sgd import BatchSchedCB, CosineAnnealing, EpochSchedCB, OneCycle
-from conftest import Raises, toy, toy_dls, toy_model
+from conftest import At, Raises, toy, toy_dls, toy_model
 
 torch_cycle = partial(optim.lr_scheduler.OneCycleLR, max_lr=.1, total_steps=4*4)
 scheds = {'ours': lambda: BatchSchedCB(partial(OneCycle, max_lr=.1, total_steps=4*4)),
@@ -188,22 +188,17 @@ def test_file_is_safe_and_whole(tmp_path):
     assert state['epoch']==4 and len(state['parts'])==4  # model, optimizer and two callbacks
     assert [f.name for f in tmp_path.iterdir()]==['c.pt']
 
-def test_looking_neither_saves_nor_loads(tmp_path):
+def test_dry_runs_neither_save_nor_load(tmp_path):
     learn = learner(tmp_path/'c.pt')
     learn.fit(1, train=False)
     learn.lr_find(show=False)
     assert not list(tmp_path.iterdir())
 
-class Look(Callback):
-    def __init__(self, event): setattr(self, event, self.look)
-    def look(self, learn):
-        if not learn.dry_run: learn.capture_preds()
-
 @pytest.mark.parametrize('event', ['before_fit','before_epoch','after_epoch','cleanup_epoch'])
-def test_a_look_in_between_does_not_disturb_it(tmp_path, want, event):
+def test_a_dry_run_in_between_does_not_disturb_it(tmp_path, want, event):
     stop(tmp_path/'c.pt', 'before_batch', at=13)
     again = learner(tmp_path/'c.pt')
-    again.fit(4, cbs=Look(event))
+    again.fit(4, cbs=At(event, lambda learn: learn.capture_preds()))
     assert outcome(again)==want
 
 def test_a_second_fit_says_what_it_does(tmp_path, capsys):
