@@ -214,50 +214,69 @@ class EMACB(Callback):
     def state_dict(self): return self.ema.state_dict()
     def load_state_dict(self, state): self.ema.load_state_dict(state)
 
+# %% ../nbs/17_accel.ipynb #a16acl06
+def _add_half(learn, dtype):
+    "Add `MixedPrecision` to a fit that has already called `before_fit`"
+    half = MixedPrecision(dtype)
+    learn.cbs.append(half)
+    run_cbs([half], 'before_fit', learn)
+
+def _wrapped(model, acc):
+    "A model whose gradients are averaged; FSDP does that by itself"
+    if hasattr(model, 'unshard'): return model
+    acc.free_memory()  # of an earlier fit
+    return acc.prepare(model)
+
+def _means(learn):
+    "The metrics that don't add up over processes by themselves, as those of torchmetrics do"
+    cbs = [cb for cb in learn.cbs if isinstance(cb, MetricsCB)]
+    metrics = [m for cb in cbs for m in (cb.loss, *cb.metrics.values())]
+    for m in metrics:
+        if isinstance(m, Mean) or hasattr(m, 'sync'): continue
+        raise TypeError(f'{m} cannot add up over processes; '
+                        'derive metrics from Mean, or use torchmetrics.')
+    return [m for m in metrics if isinstance(m, Mean)]
+
+def _share_random_state(dls):
+    "Take over the random state of the first process"
+    state = [random_state(dls)]
+    torch.distributed.broadcast_object_list(state)
+    set_random_state(state[0], dls)
+
 # %% ../nbs/17_accel.ipynb #a16acl02
 class AccelerateCB(Callback):
     "Trains in several processes, each on its part of every batch"
     order = DeviceCB.order-10
     ddp = None
+    halves = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)
     def __init__(self,
         n_inp=None, # How many items of a batch are inputs; None leaves it to the learner
         mixed_precision='no', # `bf16` and `fp16` add `MixedPrecision`
         **kwargs # For Hugging Face's `Accelerator`
     ):
         from accelerate import Accelerator
-        halves = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)
-        if mixed_precision not in halves:
-            raise ValueError(f"mixed_precision must be one of {', '.join(halves)}, "
+        if mixed_precision not in self.halves:
+            raise ValueError(f"mixed_precision must be one of {', '.join(self.halves)}, "
                              f'got {mixed_precision!r}.')
         self.acc = Accelerator(mixed_precision='no', **kwargs)
         self.n_inp = n_inp
-        self.half = halves[mixed_precision]
+        self.half = self.halves[mixed_precision]
         self.i = self.acc.process_index
         self.n = self.acc.num_processes
 
     def before_fit(self, learn):
         learn.model.to(self.acc.device)
         _add_step(learn, self.n_inp)
-        if self.half:
-            half = MixedPrecision(self.half)
-            learn.cbs.append(half)
-            run_cbs([half], 'before_fit', learn)  # it comes after this event has begun
+        if self.half: _add_half(learn, self.half)
         if self.n==1 or learn.dry_run: return
-        self.means = self._means(learn)
+        self.means = _means(learn)
         for cb in learn.cbs:
             if isinstance(cb, ProgressCB) and self.i>0: cb.mode = 'lines'  # of which none is shown
-        self.acc.free_memory()
         self.plain = learn.model
-        split = hasattr(learn.model, 'unshard')
-        self.ddp = learn.model if split else self.acc.prepare(learn.model)
-
+        self.ddp = _wrapped(learn.model, self.acc)
     def before_epoch(self, learn):
         if self.i>0: learn.logger = lambda row: None
-        if self._alone(learn): return
-        state = [random_state(learn.dls)]
-        torch.distributed.broadcast_object_list(state)
-        set_random_state(state[0], learn.dls)
-
+        if not self._alone(learn): _share_random_state(learn.dls)
     def before_batch(self, learn):
         learn.batch = to_device(learn.batch, self.acc.device)
         if self._alone(learn): return
@@ -269,7 +288,6 @@ class AccelerateCB(Callback):
             for b in learn.model.buffers(): torch.distributed.broadcast(b, 0)
         if size<=self.i: raise CancelBatchException()
         learn.batch = map_batch(lambda t: t[self.i:size:self.n], learn.batch)
-
     def after_predict(self, learn): self._unwrap(learn)
     def cleanup_batch(self, learn): self._unwrap(learn)
     def after_epoch(self, learn):
@@ -286,12 +304,3 @@ class AccelerateCB(Callback):
         "The sum of each number over all processes"
         t = torch.tensor(numbers, dtype=torch.double, device=self.acc.device)
         return self.acc.reduce(t).tolist()
-    def _means(self, learn):
-        "The metrics that don't add up over processes by themselves, as those of torchmetrics do"
-        cbs = [cb for cb in learn.cbs if isinstance(cb, MetricsCB)]
-        metrics = [m for cb in cbs for m in (cb.loss, *cb.metrics.values())]
-        for m in metrics:
-            if isinstance(m, Mean) or hasattr(m, 'sync'): continue
-            raise TypeError(f'{m} cannot add up over processes; '
-                            'derive metrics from Mean, or use torchmetrics.')
-        return [m for m in metrics if isinstance(m, Mean)]

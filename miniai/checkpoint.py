@@ -88,6 +88,20 @@ def rank_distrib()->int:
     "The number of this process; 0 for the first one, or the only one"
     return int(os.environ.get('RANK', 0))
 
+# %% ../nbs/16_checkpoint.ipynb #c1a00051
+def _with_state(learn):
+    "The callbacks that have a state, by number and name"
+    cbs = [cb for cb in learn.cbs if hasattr(cb, 'state_dict')]
+    return {f'{i} {type(cb).__name__}': cb for i,cb in enumerate(cbs)}
+
+def _identity(learn):
+    "What must be the same for a fit to go on, besides what the caller names"
+    groups = learn.opt.param_groups
+    names = [k for k,v in groups[0].items() if type(v) in (int,float,tuple)]
+    numbers = {k: [g[k] for g in groups] for k in names}
+    return dict(n_epochs=learn.n_epochs, callbacks=[*_with_state(learn)],
+                optimizer=type(learn.opt).__name__, **numbers)
+
 # %% ../nbs/16_checkpoint.ipynb #c1a00018
 class CheckpointCB(Callback):
     "Saves a training after each epoch; a fit that finds the file goes on from there"
@@ -105,32 +119,16 @@ class CheckpointCB(Callback):
     def before_fit(self, learn):
         self.state = None
         if not learn.does_train: return
-        self.about = self._about(learn)
+        self.about = _identity(learn) | self.identity
         if not self.restart and self.path.exists(): self._open(learn)
-
     def before_epoch(self, learn):
         if not learn.training: return
         if self.state: self._load(learn)
         elif learn.epoch: self._save(learn, learn.epoch)
-
     def after_fit(self, learn):
         if not learn.does_train: return
         if self.state: self._load(learn)  # all epochs were done before
         else: self._save(learn, learn.n_epochs)
-
-    def _with_state(self, learn):
-        "The callbacks that have a state, by number and name"
-        cbs = [cb for cb in learn.cbs if hasattr(cb, 'state_dict')]
-        return {f'{i} {type(cb).__name__}': cb for i,cb in enumerate(cbs)}
-
-    def _about(self, learn):
-        "What must be the same for this fit to go on"
-        groups = learn.opt.param_groups
-        names = [k for k,v in groups[0].items() if type(v) in (int,float,tuple)]
-        numbers = {k: [g[k] for g in groups] for k in names}
-        cbs = [*self._with_state(learn)]
-        about = dict(n_epochs=learn.n_epochs, callbacks=cbs, optimizer=type(learn.opt).__name__)
-        return about | numbers | self.identity
 
     def _open(self, learn):
         state = load_safely(self.path)
@@ -145,8 +143,7 @@ class CheckpointCB(Callback):
                   f'{learn.n_epochs-done} to go; restart=True starts again', flush=True)
 
     def _parts(self, learn):
-        return dict(model=learn.model, optimizer=learn.opt) | self._with_state(learn)
-
+        return dict(model=learn.model, optimizer=learn.opt) | _with_state(learn)
     def _load(self, learn):
         state = self.state
         self.state = None
@@ -154,7 +151,6 @@ class CheckpointCB(Callback):
         for nm,p in learn.model.named_parameters():
             p.grad = to_device(state['grads'].get(nm), p.device)
         set_random_state(state['random'], learn.dls)
-
     def _save(self, learn, epoch):
         if rank_distrib(): return
         parts = {nm: o.state_dict() for nm,o in self._parts(learn).items()}
@@ -207,6 +203,7 @@ class SaveBestCB(Callback):
     def state_dict(self): return {'best': self.best}
     def load_state_dict(self, state): self.best = state['best']
 
+# %% ../nbs/16_checkpoint.ipynb #c1a00054
 class EarlyStopCB(Callback):
     "Ends the fit when `col` of the history has not improved for `patience` epochs"
     order = ProgressCB.order+1
