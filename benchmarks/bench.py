@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn, optim
 import overhead
-from miniai.core import def_device, keep_freed_memory
+from miniai.accel import keep_freed_memory
+from miniai.core import def_device
 from miniai.datasets import DataLoaders, fashion_mnist, fashion_tensors, tensor_images
 from miniai.learner import Accuracy, DeviceCB, MetricsCB, ProgressCB, TrainLearner
 

@@ -14,7 +14,8 @@ none of the Learner in the processor's cache. The same sums of loss and accuracy
 import io, statistics, sys, time, torch, torch.nn.functional as F
 from contextlib import redirect_stdout
 from torch import nn, optim
-from miniai.core import keep_freed_memory, set_seed
+from miniai.accel import keep_freed_memory
+from miniai.core import set_seed
 from miniai.datasets import DataLoaders
 from miniai.learner import Accuracy, DeviceCB, Learner, MetricsCB, ProgressCB, TrainLearner
 

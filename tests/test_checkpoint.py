@@ -1,41 +1,34 @@
-"A training that stops at any moment and is started again ends bit for bit as one that was left alone"
-import os, random, subprocess, sys, pytest, numpy as np, torch, torch.nn.functional as F
+"A training that is stopped at any moment and started again ends with the bits of one left alone"
+import os, random, subprocess, sys, pytest, numpy as np, pandas as pd
+import torch, torch.nn.functional as F
 from functools import partial
 from pathlib import Path
 from torch import optim
-from torch.utils.data import DataLoader, TensorDataset
 import miniai.augment  # capture_preds
 from miniai.accel import EMACB
-from miniai.checkpoint import CheckpointCB, EarlyStopCB, LogCB, SaveBestCB, atomic, load_safely, save_safely
+from miniai.checkpoint import *
 from miniai.core import set_seed
 from miniai.datasets import DataLoaders
 from miniai.learner import Accuracy, Callback, MetricsCB, MomentumLearner, TrainLearner
 from miniai.sgd import BatchSchedCB, CosineAnnealing, EpochSchedCB, OneCycle
-from conftest import toy_dls, toy_model
+from conftest import At, Raises, toy, toy_dls, toy_model
 
-class Raises(Callback):
-    "Raises `exc` at an event, after `at` calls"
-    def __init__(self, event, exc, at=0, order=0):
-        self.exc,self.at,self.order,self.n = exc,at,order,0
-        setattr(self, event, self._raise)
-    def _raise(self, learn):
-        self.n += 1
-        if self.n>self.at: raise self.exc
-
+torch_cycle = partial(optim.lr_scheduler.OneCycleLR, max_lr=.1, total_steps=4*4)
 scheds = {'ours': lambda: BatchSchedCB(partial(OneCycle, max_lr=.1, total_steps=4*4)),
-          'torch': lambda: BatchSchedCB(partial(optim.lr_scheduler.OneCycleLR, max_lr=.1, total_steps=4*4)),
+          'torch': lambda: BatchSchedCB(torch_cycle),
           'epochs': lambda: EpochSchedCB(partial(CosineAnnealing, total_steps=4))}
 
-def learner(path, sched='ours', opt=optim.AdamW, cbs=(), cls=TrainLearner, dls=None, **kwargs):
+def learner(path, sched='ours', opt=optim.AdamW, cbs=(), cls=TrainLearner, **kwargs):
     set_seed(1)
     ckpt = [CheckpointCB(path, **kwargs)] if path else []
-    return cls(toy_model(), dls or toy_dls(), F.cross_entropy, .1, opt_func=opt,
+    return cls(toy_model(), toy_dls(), F.cross_entropy, .1, opt_func=opt,
                cbs=[MetricsCB(Accuracy()), scheds[sched](), *ckpt, *cbs])
 
 def outcome(learn):
     rows = [{k: v for k,v in r.items() if 'seconds' not in k} for r in learn.metrics.history]
     bits = lambda ts: [None if t is None else t.numpy().tobytes() for t in ts]
-    return (rows, bits(learn.model.state_dict().values()), bits(p.grad for p in learn.model.parameters()),
+    grads = [p.grad for p in learn.model.parameters()]
+    return (rows, bits(learn.model.state_dict().values()), bits(grads),
             learn.opt.param_groups[0]['lr'], torch.rand(1).item(), random.random())
 
 def whole(**kwargs):
@@ -74,8 +67,9 @@ def test_kept_gradients_are_part_of_it(tmp_path):
 
 # ---- faults: at every event, and at sampled lines
 
-EVENTS = [f'{when}_{what}' for what in ('fit','epoch','batch') for when in ('before','after','cleanup')] + [
-    'after_predict','after_loss','after_backward','after_step']
+EVENTS = ('before_fit after_fit cleanup_fit before_epoch after_epoch cleanup_epoch '
+          'before_batch after_predict after_loss after_backward after_step after_batch '
+          'cleanup_batch').split()
 
 @pytest.mark.parametrize('exc', [KeyboardInterrupt, ZeroDivisionError])
 @pytest.mark.parametrize('order', [-2000, 0, 2000])
@@ -91,17 +85,24 @@ def test_fault_at_any_event(tmp_path, want, event, order, exc):
 def test_fault_inside_a_callback_of_ours(tmp_path, want, monkeypatch, cls, event):
     "A row of results is neither lost nor there twice"
     if not hasattr(cls, event): pytest.skip(f'{cls.__name__} has no {event}')
-    fault,plain = Raises(event, KeyboardInterrupt(), at=3),getattr(cls, event)
-    monkeypatch.setattr(cls, event, lambda self, learn: (fault._raise(learn), plain(self, learn)))
+    fault = Raises(event, KeyboardInterrupt(), at=3)
+    plain = getattr(cls, event)
+    def faulty(self, learn):
+        getattr(fault, event)(learn)
+        plain(self, learn)
+    monkeypatch.setattr(cls, event, faulty)
     with pytest.raises(KeyboardInterrupt): learner(tmp_path/'c.pt').fit(4)
     monkeypatch.undo()
     check_resumes(tmp_path/'c.pt', want)
 
 class AtLine:
     "Raises KeyboardInterrupt in front of the n-th line that runs in the package"
-    def __init__(self, n, mod='miniai'): self.n,self.seen,self.mod = n,0,f'{os.sep}{mod}{os.sep}'
+    package = f'{os.sep}miniai{os.sep}'
+    def __init__(self, n):
+        self.n = n
+        self.seen = 0
     def trace(self, frame, event, arg):
-        if self.mod not in frame.f_code.co_filename: return None
+        if self.package not in frame.f_code.co_filename: return None
         if event=='line':
             self.seen += 1
             if self.seen==self.n: raise KeyboardInterrupt
@@ -113,7 +114,7 @@ class AtLine:
     def __exit__(self, *args): sys.settrace(self.old)
 
 def test_interrupt_at_sampled_lines(tmp_path, want):
-    "First training and resumed training each interrupted at one line: the third goes on and is as if nothing had been"
+    "A first and a resumed training are interrupted at a line each, and the third goes on"
     learn = learner(tmp_path/'all.pt')
     with AtLine(0) as tr: learn.fit(4)
     rng,stopped = random.Random(0),0
@@ -130,14 +131,15 @@ DRIVER = '''
 import os, random, signal, sys, time
 from pathlib import Path
 import miniai.recipes as r
-r.plot_history = r.plot_mistakes = lambda *args: None  # pictures are slow, and no part of what is tested
+r.plot_history = r.plot_mistakes = lambda *args: None  # slow, and not what is tested
+kwargs = dict(recipe='base', epochs=12, batch_size=4, seed=3, device='cpu', threads=1)
 def run(out):
     "The command in a process of its own, which has everything imported"
     pid = os.fork()
     if pid: return pid
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        r.main(recipe='base', epochs=12, batch_size=4, data=sys.argv[1], seed=3, device='cpu', threads=1, out=out)
+        r.main(data=sys.argv[1], out=out, **kwargs)
     except BaseException as e:
         print(repr(e), file=sys.stderr)
         os._exit(1)
@@ -167,13 +169,15 @@ print(done[1], kills)
 
 def test_killed_at_random(tmp_path, idx_folder):
     "The command, killed by SIGKILL at random moments until it is through"
-    res = subprocess.run([sys.executable, '-c', DRIVER, str(idx_folder), str(tmp_path)], capture_output=True, text=True)
+    cmd = [sys.executable, '-c', DRIVER, str(idx_folder), str(tmp_path)]
+    res = subprocess.run(cmd, capture_output=True, text=True)
     assert res.returncode==0, res.stderr
     rc,kills = map(int, res.stdout.split())
     assert rc==0 and kills>=2
-    a,b = (load_safely(next((tmp_path/o).rglob('model.pt')))['state'] for o in ('whole','killed'))
+    whole,killed = (next((tmp_path/o).iterdir()) for o in ('whole','killed'))
+    a,b = (load_safely(o/'model.pt')['state'] for o in (whole,killed))
     assert all(torch.equal(a[k], b[k]) for k in a)
-    names = [sorted(f.name for f in next((tmp_path/o).iterdir()).iterdir()) for o in ('whole','killed')]
+    names = [sorted(f.name for f in o.iterdir()) for o in (whole,killed)]
     assert names[0]==names[1] and 'checkpoint.pt' not in names[0]
 
 # ---- what is in the file, and who may go on from it
@@ -184,22 +188,17 @@ def test_file_is_safe_and_whole(tmp_path):
     assert state['epoch']==4 and len(state['parts'])==4  # model, optimizer and two callbacks
     assert [f.name for f in tmp_path.iterdir()]==['c.pt']
 
-def test_looking_neither_saves_nor_loads(tmp_path):
+def test_dry_runs_neither_save_nor_load(tmp_path):
     learn = learner(tmp_path/'c.pt')
     learn.fit(1, train=False)
     learn.lr_find(show=False)
     assert not list(tmp_path.iterdir())
 
-class Look(Callback):
-    def __init__(self, event): setattr(self, event, self.look)
-    def look(self, learn):
-        if not learn.dry_run: learn.capture_preds()
-
 @pytest.mark.parametrize('event', ['before_fit','before_epoch','after_epoch','cleanup_epoch'])
-def test_a_look_in_between_does_not_disturb_it(tmp_path, want, event):
+def test_a_dry_run_in_between_does_not_disturb_it(tmp_path, want, event):
     stop(tmp_path/'c.pt', 'before_batch', at=13)
     again = learner(tmp_path/'c.pt')
-    again.fit(4, cbs=Look(event))
+    again.fit(4, cbs=At(event, lambda learn: learn.capture_preds()))
     assert outcome(again)==want
 
 def test_a_second_fit_says_what_it_does(tmp_path, capsys):
@@ -209,52 +208,47 @@ def test_a_second_fit_says_what_it_does(tmp_path, capsys):
     before = outcome(learn)[:2]
     for l in learn, learner(tmp_path/'c.pt'):
         l.fit(4, cbs=Raises('before_batch', ZeroDivisionError()))
-        assert 'c.pt: 4 of 4 epochs are done, 0 to go; restart=True starts anew' in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert 'c.pt: 4 of 4 epochs are done, 0 to go; restart=True starts again' in said
         assert outcome(l)[:2]==before
-    anew = learner(tmp_path/'c.pt', restart=True)
-    anew.fit(4)
-    assert outcome(anew)[:2]==before and 'c.pt' not in capsys.readouterr().out
+    again = learner(tmp_path/'c.pt', restart=True)
+    again.fit(4)
+    assert outcome(again)[:2]==before and 'c.pt' not in capsys.readouterr().out
 
 def test_going_on_is_said(tmp_path, capsys):
     stop(tmp_path/'c.pt', 'before_batch', at=8)
     learner(tmp_path/'c.pt').fit(4)
     assert 'c.pt: 1 of 4 epochs are done, 3 to go' in capsys.readouterr().out
 
-def other_data():
-    x,y = toy_dls().train.x,toy_dls().train.y
-    return DataLoaders.from_tensors({'train': (x,y.flip(0)), 'valid': (x[:16],y[:16])}, 8, seed=0)
-
-@pytest.mark.parametrize('other, msg', [
-    (lambda f: learner(f).fit(5), r'c\.pt is from a fit with n_epochs 4 \(now 5\): use another path, or restart=True'),
-    (lambda f: learner(f, cbs=[MetricsCB()]).fit(4), "with callbacks .*use another path"),
-    (lambda f: learner(f).fit(4, lr=.2), r'with lr \[0\.1\] \(now \[0\.2\]\)'),
-    (lambda f: learner(f, opt=optim.SGD).fit(4), r'optimizer AdamW \(now SGD\)'),
-    (lambda f: learner(f, opt=partial(optim.AdamW, weight_decay=.1)).fit(4), r'weight_decay \[0\.01\] \(now \[0\.1'),
-    (lambda f: learner(f, dls=toy_dls(bs=4)).fit(4), r'batch_size 8 \(now 4\)'),
-    (lambda f: learner(f, dls=other_data()).fit(4), r'with data \w{16} \(now \w{16}\)'),
-    (lambda f: learner(f, seed=2).fit(4), r'with seed None \(now 2\)')],
-    ids='epochs callbacks rate optimizer decay batch_size labels own'.split())
-def test_another_training_does_not_go_on(tmp_path, other, msg):
+@pytest.mark.parametrize('fit, msg', [
+    (lambda f: learner(f, data='a').fit(5),
+     r'c\.pt is from a fit with n_epochs 4 \(now 5\); use a different path, or restart=True'),
+    (lambda f: learner(f, data='a', cbs=[MetricsCB()]).fit(4), 'with callbacks .*a different path'),
+    (lambda f: learner(f, data='a').fit(4, lr=.2), r'with lr \[0\.1\] \(now \[0\.2\]\)'),
+    (lambda f: learner(f, data='a', opt=optim.SGD).fit(4), r'optimizer AdamW \(now SGD\)'),
+    (lambda f: learner(f, data='a', opt=partial(optim.AdamW, weight_decay=.1)).fit(4),
+     r'weight_decay \[0\.01\] \(now \[0\.1'),
+    (lambda f: learner(f, data='b').fit(4), r'with data a \(now b\)'),
+    (lambda f: learner(f, data='a', max_lr=2).fit(4), r'with max_lr None \(now 2\)')],
+    ids='epochs callbacks rate optimizer decay data own'.split())
+def test_a_different_training_does_not_go_on(tmp_path, fit, msg):
     f = tmp_path/'c.pt'
-    learner(f).fit(4)
+    learner(f, data='a').fit(4)
     saved = f.read_bytes()
-    with pytest.raises(ValueError, match=msg): other(f)
+    with pytest.raises(ValueError, match=msg): fit(f)
     assert f.read_bytes()==saved
 
-def test_what_is_harmless_may_differ(tmp_path, want):
-    "Other validation images, and the same training images in another loader object"
-    stop(tmp_path/'c.pt', 'before_batch', at=8)
-    dls = toy_dls()
-    dls.valid.y = dls.valid.y.flip(0)
-    learn = learner(tmp_path/'c.pt', dls=dls)
-    learn.fit(4)
-    assert outcome(learn)[1]==want[1]
+def test_a_digest_sees_every_change_of_the_data():
+    x,y = torch.arange(6.),torch.arange(6)
+    splits = {'train': (x,y)}
+    assert digest(splits)==digest({'train': (x.clone(),y.clone())})
+    others = (x.flip(0),y), (x,y.flip(0)), (x.double(),y), (x.view(2,3),y), (x,), (x[:5],y[:5])
+    digests = {digest({'train': o}) for o in others}
+    assert len(digests)==len(others) and digest(splits) not in digests
 
-def test_labels_of_a_torch_data_set_are_seen(tmp_path):
-    x,y = toy_dls().train.x,toy_dls().train.y
-    dls = lambda y: DataLoaders(DataLoader(TensorDataset(x, y), 8), DataLoader(TensorDataset(x, y), 8))
-    learner(tmp_path/'c.pt', dls=dls(y)).fit(4)
-    with pytest.raises(ValueError, match='with data'): learner(tmp_path/'c.pt', dls=dls(y.flip(0))).fit(4)
+def test_callbacks_without_a_state_may_differ(tmp_path, want):
+    stop(tmp_path/'c.pt', 'before_batch', at=8)
+    check_resumes(tmp_path/'c.pt', want, cbs=[Callback()])
 
 class Counts(Callback):
     def __init__(self, start): self.n = start
@@ -268,17 +262,25 @@ def test_what_cannot_be_loaded_is_not_saved(tmp_path, state, word):
         learner(tmp_path/'c.pt', cbs=[Counts(state)]).fit(4)
     assert not list(tmp_path.iterdir())
 
+def test_scalars_of_numpy_in_a_checkpointed_fit(tmp_path):
+    class Numpy(Accuracy):
+        def compute(self): return np.float32(super().compute())
+    f = tmp_path/'c.pt'
+    toy(cbs=[MetricsCB(Numpy()), CheckpointCB(f)]).fit(2, lr=np.float64(.1))
+    assert load_safely(f)['epoch']==2
+
 # ---- damaged, hostile and unwritable files
 
 def test_any_flipped_bit_and_any_cut_is_found(tmp_path):
     f = tmp_path/'m.pt'
     save_safely({'a': torch.arange(20.), 'b': ['x', (1,2.)]}, f)
     whole,rng = f.read_bytes(),random.Random(0)
+    msg = 'm.pt cannot be loaded safely .*it is damaged, or save_safely did not write it'
     for i in range(300):
         b = bytearray(whole)
         b[rng.randrange(len(b))] ^= 1<<rng.randrange(8)
         f.write_bytes(b)
-        with pytest.raises(ValueError, match='m.pt cannot be loaded safely .*damaged or not ours'): load_safely(f)
+        with pytest.raises(ValueError, match=msg): load_safely(f)
     for n in 0,1,33,34,len(whole)//2,len(whole)-1:
         f.write_bytes(whole[:n])
         with pytest.raises(ValueError, match='checksum'): load_safely(f)
@@ -295,11 +297,12 @@ def test_foreign_and_hostile_files(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='checksum'): load_safely('foreign.pt')
     monkeypatch.setattr(c, 'get_unsafe_globals_in_checkpoint', lambda f: [])
     save_safely({'weight': Hostile()}, 'hostile.pt')
-    with pytest.raises(ValueError, match='cannot be loaded safely .*Weights only'): load_safely('hostile.pt')
+    with pytest.raises(ValueError, match='cannot be loaded safely .*Weights only'):
+        load_safely('hostile.pt')
     assert not Path('hostile-was-here').exists()
     os.mkfifo('pipe')
     for o in 'pipe','.','/dev/zero':
-        with pytest.raises(ValueError, match='is not a regular file'): load_safely(o)
+        with pytest.raises(ValueError, match='must be a regular file'): load_safely(o)
     with pytest.raises(FileNotFoundError, match='nothing.pt'): load_safely('nothing.pt')
 
 def test_atomic_is_all_or_nothing(tmp_path):
@@ -328,7 +331,8 @@ def test_a_full_disk_costs_one_epoch_at_most(tmp_path, want, monkeypatch):
         write(self, data[:100])
         write(Path('/dev/full'), data)
     monkeypatch.setattr(Path, 'write_bytes', full)
-    with pytest.raises(OSError, match='c.pt cannot be written: No space left on device'): learner(f).fit(4)
+    with pytest.raises(OSError, match='c.pt cannot be written: No space left on device'):
+        learner(f).fit(4)
     assert f.read_bytes()==kept and [o.name for o in tmp_path.iterdir()]==['c.pt']
     monkeypatch.undo()
     check_resumes(f, want)
@@ -336,19 +340,25 @@ def test_a_full_disk_costs_one_epoch_at_most(tmp_path, want, monkeypatch):
 def test_a_folder_that_vanished_is_made_again(tmp_path, want):
     class Vanish(Callback):
         def before_batch(self, learn):
-            if learn.epoch==2 and (tmp_path/'d').exists(): os.remove(tmp_path/'d'/'c.pt'); os.rmdir(tmp_path/'d')
-    learn = learner(tmp_path/'d'/'c.pt', cbs=[Vanish()])
+            if learn.epoch!=2 or not d.exists(): return
+            (d/'c.pt').unlink()
+            d.rmdir()
+    d = tmp_path/'d'
+    learn = learner(d/'c.pt', cbs=[Vanish()])
     learn.fit(4)
-    assert outcome(learn)==want and load_safely(tmp_path/'d'/'c.pt')['epoch']==4
+    assert outcome(learn)==want and load_safely(d/'c.pt')['epoch']==4
 
 # ---- the best epoch, and early stopping
 
 class Plays(Callback):
-    "Writes `vals` into the history, one an epoch, as what was measured; the weights are the epoch's number"
+    "Writes `vals` into the history, one an epoch; the weights are the epoch's number"
     order = MetricsCB.order+.5
-    def __init__(self, vals, col='valid_loss', kind=False): self.vals,self.col,self.kind = vals,col,kind
+    def __init__(self, vals, col='valid_loss', kind=False):
+        self.vals = vals
+        self.col = col
+        self.kind = kind
     def after_epoch(self, learn):
-        if learn.dry_run or learn.training!=self.kind: return
+        if not learn.does_train or learn.training!=self.kind: return
         learn.history[-1][self.col] = self.vals[learn.epoch]
         with torch.no_grad(): learn.model[0].weight.fill_(learn.epoch+1)
 
@@ -360,7 +370,8 @@ def played(vals, *cbs, col='valid_loss', ckpt=None, **kwargs):
 nan = float('nan')
 
 @pytest.mark.parametrize('vals, best', [
-    ([3.,1.,2.,4.], 2), ([3.,2.,1.], 3), ([1.,1.,1.], 1), ([1.,2.,nan], 1), ([nan,2.,3.], 2), ([nan,nan], 1)])
+    ([3.,1.,2.,4.], 2), ([3.,2.,1.], 3), ([1.,1.,1.], 1), ([1.,2.,nan], 1), ([nan,2.,3.], 2),
+    ([nan,nan], 1)])
 def test_the_best_epoch_is_loaded_at_the_end(tmp_path, vals, best):
     f = tmp_path/'best.pt'
     assert played(vals, SaveBestCB(path=f))[1:]==(best, len(vals))
@@ -369,14 +380,16 @@ def test_the_best_epoch_is_loaded_at_the_end(tmp_path, vals, best):
     assert played(vals, SaveBestCB('valid_error_rate'), col='valid_error_rate')[1]==best
 
 @pytest.mark.parametrize('vals, patience, n', [
-    ([3.,1.,2.,4.,5.], 2, 4), ([3.,4.,.5,5.], 2, 4), ([1.,1.,1.], 1, 2), ([3.,2.,1.], 1, 3), ([nan,nan,nan,nan], 3, 4)])
+    ([3.,1.,2.,4.,5.], 2, 4), ([3.,4.,.5,5.], 2, 4), ([1.,1.,1.], 1, 2), ([3.,2.,1.], 1, 3),
+    ([nan,nan,nan,nan], 3, 4)])
 def test_early_stopping(capsys, vals, patience, n):
     assert played(vals, EarlyStopCB(patience=patience))[2]==n
     assert ('Stopped after epoch' in capsys.readouterr().out)==(n<len(vals))
-    assert played([-o for o in vals], EarlyStopCB('valid_accuracy', patience), col='valid_accuracy')[2]==n
+    stop = EarlyStopCB('valid_accuracy', patience)
+    assert played([-o for o in vals], stop, col='valid_accuracy')[2]==n
 
 def test_each_fit_has_its_own_best_epoch():
-    "Looks and evaluations change neither the weights nor what is known"
+    "Evaluations and dry runs change neither the weights nor what is known"
     play,best,stop = Plays([1.,2.]),SaveBestCB(),EarlyStopCB(patience=1)
     learn = learner(None, cbs=[play, best, stop])
     learn.fit(2)
@@ -396,8 +409,8 @@ def test_best_of_the_training_loss_without_validation():
 
 def test_an_unknown_column_names_those_there_are():
     for cb in SaveBestCB('valid_acuracy'),EarlyStopCB('valid_acuracy'):
-        with pytest.raises(ValueError, match="no 'valid_acuracy': choose from epoch, train_loss, .*valid_accuracy"):
-            learner(None, cbs=[cb]).fit(2)
+        msg = "col must be one of epoch, train_loss, .*valid_accuracy.*, got 'valid_acuracy'"
+        with pytest.raises(ValueError, match=msg): learner(None, cbs=[cb]).fit(2)
 
 def test_an_averaged_model_is_kept_as_it_was_measured():
     class Chooses(Plays):
@@ -421,20 +434,53 @@ def test_stopped_fits_keep_the_best_epoch(tmp_path):
             learn,*again = played(vals, *cbs(), ckpt=f)
             assert again==[2., 4] and outcome(learn)[:2]==outcome(want[0])[:2]
 
+def test_the_best_weights_stay_readable():
+    best = SaveBestCB()
+    toy(cbs=[MetricsCB(), best]).fit(2)
+    assert best.best and best.state_dict()['best'] is best.best
+
+@pytest.mark.parametrize('cb', [SaveBestCB, EarlyStopCB, lambda: LogCB('log.csv')])
+def test_no_metrics_in_this_fit(cb):
+    learn = toy()
+    msg = r'This needs a history; pass MetricsCB\(\)'
+    with pytest.raises(RuntimeError, match=msg): learn.fit(2, cbs=cb())
+    learn.fit(2, cbs=MetricsCB())
+    with pytest.raises(RuntimeError, match=msg): learn.fit(2, cbs=cb())
+
+@pytest.mark.parametrize('lower, best', [(None,1), (True,3)])
+def test_lower_can_be_better_for_any_name(lower, best):
+    vals = [3.,2.,1.]
+    assert played(vals, SaveBestCB('valid_mse', lower=lower), col='valid_mse')[1]==best
+    stop = EarlyStopCB('valid_mse', patience=1, lower=lower)
+    assert played(vals, stop, col='valid_mse')[2]==(3 if lower else 2)
+
+@pytest.mark.parametrize('cb', [SaveBestCB, EMACB])
+def test_a_fit_that_did_not_begin_puts_nothing_back(cb):
+    learn = toy(cbs=[MetricsCB(), cb()])
+    learn.fit(2)
+    with torch.no_grad():
+        for p in learn.model.parameters(): p.fill_(.5)
+    fault = Raises('before_fit', ZeroDivisionError(), order=-5000)
+    with pytest.raises(ZeroDivisionError): learn.fit(1, cbs=fault)
+    assert all((p==.5).all() for p in learn.model.parameters())
+
+# ---- the log
+
 class Scalars(list):
     "Stands for TensorBoard's `SummaryWriter`"
     def add_scalar(self, *args): self.append(args)
 
 def test_log_goes_where_it_should(tmp_path):
     to,f = Scalars(),tmp_path/'logs/log.csv'
-    learn = TrainLearner(toy_model(), toy_dls(), F.cross_entropy, cbs=[MetricsCB(Accuracy()), LogCB(to), LogCB(f)])
+    cbs = [MetricsCB(Accuracy()), LogCB(to), LogCB(f)]
+    learn = TrainLearner(toy_model(), toy_dls(), F.cross_entropy, cbs=cbs)
     learn.fit(2)
     learn.capture_preds()
     learn.fit(1, valid=False)
     learn.fit(1, train=False)
     rows = learn.history[:3]
     assert to==[(k, v, i) for i,r in enumerate(rows, 1) for k,v in r.items()]
-    import pandas as pd
     saved = pd.read_csv(f)
-    assert [*saved.epoch]==[1,2,3] and np.allclose(saved.train_loss, [r['train_loss'] for r in rows])
+    assert [*saved.epoch]==[1,2,3]
+    assert np.allclose(saved.train_loss, [r['train_loss'] for r in rows])
     assert saved.valid_loss.isna().tolist()==[False,False,True]
