@@ -8,7 +8,8 @@ from miniai.datasets import fashion_arrays
 def write_idx(path, a):
     "Write the uint8 array `a` as a gzipped IDX file, the same bytes at every run"
     header = struct.pack(f'>BBBB{a.ndim}I', 0, 0, 8, a.ndim, *a.shape)
-    with open(path, 'wb') as f, gzip.GzipFile('', 'wb', 9, f, mtime=0) as z: z.write(header + a.tobytes())
+    with open(path, 'wb') as f, gzip.GzipFile('', 'wb', 9, f, mtime=0) as z:
+        z.write(header + a.tobytes())
 
 def balanced(labels, per_class, rng):
     "Indices of `per_class` random items of each class, shuffled"
