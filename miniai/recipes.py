@@ -120,13 +120,14 @@ def get_recipe(
 )->Recipe:
     "Find the recipe with that name, and change the fields that are given"
     _check_name('recipe', recipe, recipes)
-    _check_name('amp', amp, _amps)
-    check_whole(0, seed=seed, valid=valid)
-    r = recipes[recipe]._replace(seed=seed, valid=valid, amp=amp)
-    asked = dict(model=model, epochs=epochs, lr=lr, batch_size=batch_size)
-    r = r._replace(**{k: v for k,v in asked.items() if v is not None})
+    asked = dict(model=model, epochs=epochs, lr=lr, batch_size=batch_size,
+                 seed=seed, valid=valid, amp=amp)
+    changes = {k: v.item() if hasattr(v, 'item') else v for k,v in asked.items() if v is not None}
+    r = recipes[recipe]._replace(**changes)
     _check_name('model', r.model, models)
+    _check_name('amp', r.amp, _amps)
     check_whole(epochs=r.epochs, batch_size=r.batch_size)
+    check_whole(0, seed=r.seed, valid=r.valid)
     if not r.lr>0: raise ValueError(f'lr must be above 0, got {r.lr}.')
     return r
 
@@ -178,11 +179,10 @@ def _identify(r, splits):
 def _run_name(identity):
     "A name to read, and a digest of the whole identity"
     recipe = identity['recipe']
-    words = [recipe, f"{identity['epochs']}ep", f"seed{identity['seed']}"]
-    if identity['model']!=recipes[recipe].model: words.insert(1, identity['model'])
-    text = json.dumps(identity, sort_keys=True)
-    words.append(hashlib.sha256(text.encode()).hexdigest()[:8])
-    return '-'.join(words)
+    name = f"{identity['epochs']}ep-seed{identity['seed']}"
+    if identity['model']!=recipes[recipe].model: name = f"{identity['model']}-{name}"
+    code = hashlib.sha256(str(identity).encode()).hexdigest()
+    return f'{recipe}-{name}-{code[:8]}'
 
 # %% ../nbs/19_recipes.ipynb #4fb3fa3f
 def _commit():
@@ -310,11 +310,9 @@ def _measure_ensemble(learn, members, epochs):
     "Evaluate the members as one model; its row of the history tells of their trainings"
     for net,member in zip(learn.model, members): net.load_state_dict(member.model.state_dict())
     learn.fit(1, train=False)
-    results = [member.result for member in members]
-    row = learn.history[-1]
-    row['epoch'] = epochs
-    row['train_accuracy'] = sum(o['train_accuracy'] for o in results)/len(results)
-    row['train_seconds'] = sum(o['seconds'] for o in results)
+    results = pd.DataFrame([member.result for member in members])
+    learn.history[-1] |= dict(epoch=epochs, train_accuracy=float(results.train_accuracy.mean()),
+                              train_seconds=float(results.seconds.sum()))
 
 # %% ../nbs/19_recipes.ipynb #c1b00004
 _full = '90fb00bb668ec4c4' # Digest of the full data
@@ -338,16 +336,13 @@ def _device_name(device):
 def _result(learn, identity, tta_accuracy, commit):
     "A run's line of results"
     x = learn.dls.train.x
-    row = learn.history[-1]
+    row = {k: round(v, 5) for k,v in learn.history[-1].items()}
     seconds = sum(o['train_seconds'] for o in learn.history)
-    known = {k: identity[k] for k in _keys if k in identity}
-    measured = dict(
-        accuracy=round(row['valid_accuracy'], 5), tta_accuracy=tta_accuracy,
-        loss=round(row['valid_loss'], 5), train_accuracy=round(row['train_accuracy'], 5),
-        seconds=round(seconds, 1), device=_device_name(x.device),
-        threads=torch.get_num_threads(), torch=torch.__version__,
+    line = identity | dict(
+        accuracy=row['valid_accuracy'], tta_accuracy=tta_accuracy, loss=row['valid_loss'],
+        train_accuracy=row['train_accuracy'], seconds=round(seconds, 1),
+        device=_device_name(x.device), threads=torch.get_num_threads(), torch=torch.__version__,
         date=time.strftime('%Y-%m-%d'), commit=commit)
-    line = known | measured
     return {k: line[k] for k in _keys} | _changes(identity, len(x))
 
 # %% ../nbs/19_recipes.ipynb #124564bf

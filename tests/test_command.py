@@ -99,6 +99,12 @@ def test_a_finished_run_is_read(quick, capsys):
     anew = train_or_load(**quick, restart=True)
     assert 'Training' in capsys.readouterr().out and anew.result['loss']==first.result['loss']
 
+def test_numbers_of_numpy_and_torch_open_the_same_run(quick):
+    "A rate that lr_find suggests, a seed from an array"
+    first = train_or_load(**quick, lr=.05, seed=3)
+    again = train_or_load(**quick, lr=np.float64(.05), seed=torch.tensor(3))
+    assert again.run==first.run and again.result==first.result
+
 def test_threads_are_set_back(quick):
     was = torch.get_num_threads()
     assert train_or_load(**quick, threads=was+1).result['threads']==was+1
