@@ -167,15 +167,9 @@ def test_a_comment_belongs_to_one_parameter(mod):
             ends = code.rstrip().endswith(':')  # a comment after it is on the whole function
             assert not comment or len(names)==1 or ends, f'{f.name}: {", ".join(names)}'
 
-def code_lines(f): return (source(cells(f)) if f.suffix=='.ipynb' else f.read_text()).split('\n')
-
-@pytest.mark.parametrize('folder', ['miniai','nbs','tools'])
-def test_no_line_is_longer_than_100_characters(folder):
-    "But for the list of names that nbdev writes"
-    for f in sorted((ROOT/folder).iterdir()):
-        if f.suffix not in ('.py','.ipynb') or f.name=='_modidx.py': continue
-        long = [l for l in code_lines(f) if len(l)>100 and not l.startswith('__all__')]
-        assert not long, f'{f.name}: {long[0]}'
+@pytest.mark.parametrize('nb', NBS, ids=lambda f: f.stem)
+def test_no_line_of_code_is_longer_than_100_characters(nb):
+    assert not [l for l in source(cells(nb)).split('\n') if len(l)>100]
 
 # The Makefile, with a pip that installs nothing
 
