@@ -52,21 +52,22 @@ def _call(cb, method_nm, learn):
             e.add_note(f'Events are called with the learner: def {method_nm}(self, learn).')
         raise
 
-def _call_cleanup(cb, method_nm, learn):
-    try: _call(cb, method_nm, learn)
+def _run_cleanups(cbs, method_nm, learn):
+    if not cbs: return
+    try: _call(cbs[-1], method_nm, learn)
     except tuple(_cancels.values()) as e:
         after = method_nm.replace('cleanup', 'after')
         raise RuntimeError(f'{method_nm} must not raise {type(e).__name__}; '
                            f'raise it in {after}.') from e
+    finally: _run_cleanups(cbs[:-1], method_nm, learn)
 
 def run_cbs(cbs, method_nm, learn=None):
     "Call `method_nm` of each callback that has it, by `order`; a cleanup in reverse"
-    found = [cb for cb in sorted(cbs, key=attrgetter('order')) if hasattr(cb, method_nm)]
-    if not method_nm.startswith('cleanup_'):
-        for cb in found: _call(cb, method_nm, learn)
-        return
-    with contextlib.ExitStack() as stack:
-        for cb in found: stack.callback(_call_cleanup, cb, method_nm, learn)
+    found = [cb for cb in cbs if hasattr(cb, method_nm)]
+    if not found: return
+    found.sort(key=attrgetter('order'))
+    if method_nm.startswith('cleanup_'): return _run_cleanups(found, method_nm, learn)
+    for cb in found: _call(cb, method_nm, learn)
 
 # %% ../nbs/09_learner.ipynb #3d934fd9
 class with_cbs:
@@ -351,13 +352,13 @@ class Mean:
 class Accuracy(Mean):
     "Fraction of predictions whose highest score is the target's; classes in dimension 1"
     def update(self, preds, target):
-        scores = preds.ndim>1 and preds.shape[1]>1
-        labels = not target.is_floating_point() and target.shape==preds.shape[:1]+preds.shape[2:]
-        if not scores or not labels:
+        are_scores = preds.ndim>1 and preds.shape[1]>1
+        top = preds.argmax(1) if are_scores else None
+        if top is None or top.shape!=target.shape or target.is_floating_point():
             raise ValueError(
                 'Accuracy must get scores of shape (n,classes,...), two classes or more, and '
                 f'labels of shape (n,...), got {describe(preds)} and {describe(target)}.')
-        self.add((preds.argmax(1)==target).sum(), 1, target.numel())
+        self.add((top==target).sum(), 1, target.numel())
 
 # %% ../nbs/09_learner.ipynb #e28756d2
 def _named_metrics(metrics, named):

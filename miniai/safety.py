@@ -6,7 +6,7 @@
 __all__ = ['step_names', 'event_names', 'describe', 'where', 'find_hint', 'explained', 'instances', 'check_fit_args',
            'check_event_names', 'check_steps', 'check_swapped', 'check_fit', 'check_losses', 'check_log_probs',
            'check_pass', 'keep_attrs', 'keep_modes', 'keep_grads', 'keep_random_state', 'keep_weights',
-           'keep_optimizer', 'no_interrupt', 'restoring']
+           'keep_optimizer', 'CtrlC', 'restoring']
 
 # %% ../nbs/08_safety.ipynb #safe0003
 import contextlib
@@ -107,15 +107,15 @@ _backward_hints = _hint_frozen, _hint_scalar_loss
 
 # %% ../nbs/08_safety.ipynb #safe0019
 def _called(e):
-    "What `call_with` was calling when `e` was raised, or None"
-    for frame,_ in traceback.walk_tb(e.__traceback__):
-        if frame.f_code is call_with.__code__: return frame.f_locals['f']
+    "What `call_with` was calling when `e` was raised"
+    frames = [frame for frame,_ in traceback.walk_tb(e.__traceback__)]
+    return [frame.f_locals['f'] for frame in frames if frame.f_code is call_with.__code__]
 
 def find_hint(learn, e):
     "The likely remedy for the error `e`, or None"
-    f = _called(e)
-    if f is None: hints = _backward_hints if learn.loss is not None else ()
-    else: hints = _loss_hints if f is learn.loss_func else _model_hints
+    called = _called(e)
+    if called: hints = _loss_hints if called[0] is learn.loss_func else _model_hints
+    else: hints = () if learn.loss is None else _backward_hints
     return next(filter(None, (hint(learn, e) for hint in hints)), None)
 
 class explained:
@@ -268,24 +268,25 @@ def keep_optimizer(opt):
     return restore
 
 # %% ../nbs/08_safety.ipynb #safe0036
-@contextlib.contextmanager
-def no_interrupt():
-    "Hold Ctrl-C back until the block is done"
-    handler = signal.getsignal(signal.SIGINT)
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or not callable(handler):
-        yield
-        return
-    held = []
-    signal.signal(signal.SIGINT, lambda *args: held.append(args))
-    try: yield
-    finally: signal.signal(signal.SIGINT, handler)
-    if held: handler(*held[0])
+class CtrlC:
+    "Context manager that holds Ctrl-C back from the call of `hold` to the end of its block"
+    def __enter__(self):
+        self.handler = None
+        self.held = False
+        return self
+    def hold(self):
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and callable(signal.getsignal(signal.SIGINT)):
+            self.handler = signal.signal(signal.SIGINT, self._note)
+    def _note(self, signum, frame): self.held = True
+    def __exit__(self, *exc):
+        if self.handler: signal.signal(signal.SIGINT, self.handler)
+        if self.held: raise KeyboardInterrupt
 
 @contextlib.contextmanager
 def restoring(*restores):
     "On exit, call all functions `restores`, despite errors or Ctrl-C"
-    try: yield
-    finally:
-        with no_interrupt(), contextlib.ExitStack() as stack:
-            for restore in restores: stack.callback(restore)
+    with CtrlC() as ctrl_c, contextlib.ExitStack() as stack:
+        for restore in restores: stack.callback(restore)
+        try: yield
+        finally: ctrl_c.hold()

@@ -101,19 +101,27 @@ def state(learn):
         history=[dict(r) for r in learn.metrics.history] if hasattr(learn, 'metrics') else None)
 
 class Meddles(Callback):
-    "A careless callback: draws random numbers, changes weights, buffers, modes, gradients and the optimizer"
+    "A careless callback: draws random numbers, changes modes, gradients; with `trains` weights too"
     order = 50
+    def __init__(self, trains=False): self.trains = trains
     def after_batch(self, learn):
         random.random(), np.random.rand(), torch.rand(1)
-        with torch.no_grad():
-            for p in learn.model.parameters(): p.add_(1e-3)
-        learn.model.scratch.add_(1)
-        learn.model[1]._buffers['running_mean'] = torch.ones(6)
-        learn.model[5].train()
+        learn.model[3].train()
         for p in learn.model.parameters(): p.grad = torch.zeros_like(p)
-        if learn.opt:
-            for g in learn.opt.param_groups: g |= {'weight_decay': .5, 'new': 1}
+        if self.trains:
+            learn.model[5].train()
+            with torch.no_grad():
+                for p in learn.model.parameters(): p.add_(1e-3)
+            learn.model.scratch.add_(1)
             learn.opt.state.clear()
+            for g in learn.opt.param_groups: g |= {'weight_decay': .5, 'new': 1}
+
+class At(Callback):
+    "Calls `f(learn)` at `event`"
+    def __init__(self, event, f, order=0): self.event,self.f,self.order = event,f,order
+    def __getattr__(self, k):
+        if k!=self.__dict__.get('event'): raise AttributeError(k)
+        return self.f
 
 def check(learn, f, skip=()):
     "`f()` leaves `state(learn)` as it was, whether or not it raises"

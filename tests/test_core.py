@@ -1,5 +1,5 @@
-"Pictures, nested batches, seeds, random states, memory"
-import io, os, platform, random, subprocess, sys, pytest, matplotlib.pyplot as plt, numpy as np, torch
+"Pictures, nested batches, seeds, random states"
+import io, random, subprocess, sys, pytest, matplotlib.pyplot as plt, numpy as np, torch
 from collections import namedtuple
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -13,7 +13,8 @@ def close_figures():
     plt.close('all')
 
 def run(code, env=None):
-    return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True).stdout
+    cmd = [sys.executable, '-c', code]
+    return subprocess.run(cmd, env=env, capture_output=True, text=True, check=True).stdout
 
 @pytest.mark.parametrize('module', ['core','learner'])
 def test_import_is_light(module):
@@ -54,7 +55,7 @@ def test_get_grid(n, kw, shape):
 def test_grid_refuses():
     with pytest.raises(ValueError, match='do not fit on 1×2'): get_grid(3, 1, 2)
     with pytest.raises(ValueError, match='at least one'): get_grid(0)
-    with pytest.raises(ValueError, match='3 images but 2 titles'): show_images(torch.rand(3,1,4,4), titles=['a','b'])
+    with pytest.raises(ValueError, match='as many as the 3 images, got 2'): show_images(torch.rand(3,1,4,4), titles=['a','b'])
 
 def test_show_images():
     fig = show_images(torch.rand(3,1,4,4), nrows=1, titles=range(3), title='T', figsize=(6,1), vmax=2)
@@ -81,20 +82,13 @@ def test_set_seed():
     def at(seed): return set_seed(seed) or draws()
     assert at(1)==at(1)==at(np.int64(1)) and not set(at(1)) & set(at(2))
     for seed in (-1, 2**32):
-        with pytest.raises(ValueError, match=f'seed is {seed}'): set_seed(seed)
+        with pytest.raises(ValueError, match=f'seed must be .* got {seed}'): set_seed(seed)
     set_seed(1, deterministic=True)
     assert torch.are_deterministic_algorithms_enabled()
     set_seed(1)
     assert not torch.are_deterministic_algorithms_enabled()
 
 def gen(seed): return torch.Generator().manual_seed(seed)
-class Wrapper:
-    def __init__(self, dl): self.dl = dl
-    def __iter__(self): return iter(self.dl)
-class Slots:
-    __slots__ = 'sampler', 'unset'
-    def __init__(self, s): self.sampler = s
-    def __iter__(self): return iter(self.sampler)
 class Owner(Dataset):
     "A dataset with a generator of its own, which is its own business"
     def __init__(self): self.generator = gen(9)
@@ -104,16 +98,14 @@ def shuffled(seed, bs=2): return BatchSampler(RandomSampler(range(6), generator=
 loaders = {
     'sampler': lambda: DataLoader(Owner(), sampler=RandomSampler(range(6), generator=gen(1))),
     'batch_sampler': lambda: DataLoader(Owner(), batch_sampler=shuffled(1)),
-    'wrapped sampler': lambda: DataLoader(Owner(), batch_sampler=Wrapper(Slots(shuffled(1)))),
-    'wrapped loader': lambda: Wrapper(Wrapper(DataLoader(Owner(), batch_sampler=shuffled(1)))),
-    'loader with slots': lambda: Slots(DataLoader(Owner(), batch_sampler=shuffled(1)))}
+    'loader': lambda: DataLoader(Owner(), shuffle=True, generator=gen(1))}
 @dataclass(slots=True)
 class DLs:
     train: object
     valid: object = None
 DLTuple = namedtuple('DLTuple', 'train valid')
-kinds = {'DataLoaders': DataLoaders, 'namespace': lambda t,v: SimpleNamespace(train=t, valid=v), 'namedtuple': DLTuple,
-         'slots': DLs, 'list': lambda *a: [*a], 'dict': lambda t,v: dict(train=t, valid=v)}
+kinds = {'DataLoaders': DataLoaders, 'namedtuple': DLTuple, 'slots': DLs,
+         'namespace': lambda t,v: SimpleNamespace(train=t, valid=v)}
 
 def epoch(dl): return [b.tolist() for b in dl]
 
@@ -138,11 +130,6 @@ def test_any_iterable_will_do(dls):
     assert state['loaders']==[]
     set_random_state(state, dls)
 
-def test_loaders_in_a_circle():
-    a = Wrapper(DataLoader(Owner(), generator=gen(1)))
-    a.me,a.both = a,[a,a.dl]
-    assert len(random_state(SimpleNamespace(train=a))['loaders'])==1
-
 def test_state_can_be_saved():
     dls = DataLoaders(DataLoader(range(6), generator=gen(1)))
     state = random_state(dls)
@@ -153,56 +140,10 @@ def test_state_can_be_saved():
     set_random_state(torch.load(f, weights_only=True), dls)
     assert draws()==before
 
-@pytest.mark.parametrize('bad', ['python','numpy','torch','loaders'])
-@pytest.mark.parametrize('how', ['wrong','missing'])
-def test_a_part_that_fails_does_not_stop_the_others(bad, how):
-    dls = DataLoaders(DataLoader(range(6), generator=gen(1)), DataLoader(range(6), generator=gen(2)))
-    def all_draws():
-        own = torch.rand(2, generator=dls.valid.generator).tolist()
-        return dict(zip(['python','numpy','torch','loaders'], [*draws(), own]))
-    state = random_state(dls)
-    before = all_draws()
-    if bad=='loaders': state[bad] = [torch.zeros(3), state[bad][1]] if how=='wrong' else []
-    elif how=='wrong': state[bad] = torch.zeros(3) if bad=='torch' else ('nonsense',)
-    else: del state[bad]
-    with pytest.raises(Exception): set_random_state(state, dls)
-    after = all_draws()
-    good = set(before) - ({bad} if (bad,how)!=('loaders','wrong') else set())
-    assert {k: before[k] for k in good}=={k: after[k] for k in good}
-
 def test_number_of_generators_differs():
     two = DataLoaders(DataLoader(range(6), generator=gen(1)), DataLoader(range(6), generator=gen(2)))
     one = DataLoaders(DataLoader(range(6), generator=gen(5)))
     state = random_state(two)
-    with pytest.raises(ValueError, match='has 2 generators of loaders, but these loaders have 1'):
+    with pytest.raises(ValueError, match='must have 2 generators, as in the state, got 1'):
         set_random_state(state, one)
     assert torch.equal(one.train.generator.get_state(), two.train.generator.get_state())
-
-# Memory
-
-memory_code = '''
-import resource, torch
-from miniai.core import keep_freed_memory
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10): torch.ones(12_000_000)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt-before
-faults()
-print(faults(), keep_freed_memory(), faults(), faults())'''
-
-@pytest.mark.skipif(platform.libc_ver()[0]!='glibc', reason='an allocator of glibc')
-def test_freed_memory_stays():
-    "In a process of its own, as it cannot be undone; huge pages, where the kernel uses them, make few faults of many"
-    env = {k: v for k,v in os.environ.items() if not k.startswith(('MALLOC_','GLIBC_'))}
-    first,kept,_,after = run(memory_code, env).split()
-    assert kept=='True' and int(first)>=10 and int(after)<=int(first)/10
-
-@pytest.mark.parametrize('system', ['darwin','win32'])
-def test_elsewhere_nothing_happens(monkeypatch, system):
-    monkeypatch.setattr(sys, 'platform', system)
-    assert keep_freed_memory() is False
-
-def test_a_c_library_without_the_switch(monkeypatch):
-    monkeypatch.setattr('ctypes.CDLL', lambda _: object())
-    monkeypatch.setattr(sys, 'platform', 'linux')
-    assert keep_freed_memory() is False
