@@ -7,7 +7,7 @@ __all__ = ['timm_resnets', 'models', 'batch_tfms', 'recipes', 'timm_model', 'Rec
            'recipe_learner', 'train_or_load', 'load_model', 'load_results', 'results_table', 'main']
 
 # %% ../nbs/19_recipes.ipynb #6aee417e
-import contextlib, hashlib, json, math, os, sys, time
+import contextlib, hashlib, json, math, os, shutil, sys, time
 import fastcore.all as fc, matplotlib.pyplot as plt, numpy as np, pandas as pd
 import torch, torch.nn.functional as F
 import miniai
@@ -212,6 +212,12 @@ def _run_folder(folder):
         with contextlib.suppress(OSError): folder.rmdir() # refuses where there are files
         if fd is not None: os.close(fd)
 
+def _clear(run, restart):
+    "Remove what a killed process left half written; with `restart`, its results too"
+    for d in run.glob('.part-*'): shutil.rmtree(d, ignore_errors=True)
+    if not restart: return
+    for nm in ('result.json','checkpoint.pt'): (run/nm).unlink(missing_ok=True)
+
 # %% ../nbs/19_recipes.ipynb #c1b00021
 def _get_splits(data, device):
     "The splits that `data` asks for, and where they come from"
@@ -296,8 +302,7 @@ def _train_run(learn, identity, members, restart, threads):
     device = learn.dls.train.x.device
     if device.type=='cpu': keep_freed_memory()
     with _cpu_threads(threads), _run_folder(run) if first else contextlib.nullcontext():
-        if first and restart:
-            for nm in ('result.json','checkpoint.pt'): (run/nm).unlink(missing_ok=True)
+        if first: _clear(run, restart)
         _wait()
         print(f"{'Measuring' if members else 'Training'} {run.name} on {device}; CPU threads: "
               f"{torch.get_num_threads()}; amp: {identity['amp']}.", flush=True)

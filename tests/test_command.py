@@ -487,6 +487,8 @@ def test_planted_links_are_not_followed(quick, tmp_path, monkeypatch):
     victim.write_text('precious')
     run = stop_in_epoch_2(quick, monkeypatch)
     for nm in FILES[:-1]: (run/nm).symlink_to(victim)
+    (run/'.part-killed').mkdir()
+    (run/'.part-killed/model.pt').symlink_to(victim)
     main(**quick)
     assert victim.read_text()=='precious' and not any(f.is_symlink() for f in run.iterdir())
     assert sorted(f.name for f in run.iterdir())==FILES
