@@ -20,26 +20,22 @@ help:
 	@echo 'make execute   clean the notebooks and run them, outputs in place (NBS="nbs/09_learner.ipynb")'
 	@echo 'make readme    write README.md from nbs/index.ipynb'
 
-# .made marks a whole venv. It is called .busy while something is installed: a venv that still has .busy was
-# left half made by a kill and is made again. A venv of your own, with neither, is used as it is.
-$(VENV)/.made:
+# A stamp is written when everything is installed. A venv that was made here and has none was left half made:
+# it is made again. One of your own, known by the lack of our prompt, is used as it is.
+$(VENV)/.train: settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v=sys.version_info; sys.exit(0 if (3,11)<=v<(3,14) else "miniai needs Python 3.11 to 3.13, $(PYTHON) is %d.%d: try make PYTHON=python3.12" % v[:2])'
-	@[ ! -e $(VENV)/.busy ] || { echo 'An installation into $(VENV) was cut short: starting over.'; rm -rf $(VENV); }
-	@mkdir -p $(VENV) && touch $(VENV)/.busy
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	@mv $(VENV)/.busy $@
-
-install = mv $(VENV)/.made $(VENV)/.busy; $(BIN)/python $(PIP) -e '$(1)'; s=$$?; mv $(VENV)/.busy $(VENV)/.made; exit $$s
-
-$(VENV)/.train: settings.ini setup.py pyproject.toml $(VENV)/.made
+	@[ -e $@ ] || ! grep -qs miniai-make $(VENV)/pyvenv.cfg || rm -rf $(VENV)
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv --prompt miniai-make $(VENV)
 	@echo 'Installing miniai and PyTorch into $(VENV); the first time this takes some minutes.'
-	@$(call install,.)
+	@rm -f $@
+	@$(BIN)/python $(PIP) -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train
 	@echo 'Installing the development tools into $(VENV).'
-	@$(call install,.[dev])
-	@touch $@
+	@rm -f $<
+	@$(BIN)/python $(PIP) -e '.[dev]'
+	@touch $< $@
 
 train: $(VENV)/.train
 	$(BIN)/miniai-train $(OPTS)

@@ -1,5 +1,6 @@
 "What is built, what is installed, and that the files which say the same thing agree"
-import ast, importlib.util, json, os, re, shutil, subprocess, sys, tarfile, tomllib, zipfile, pytest
+import ast, importlib, importlib.util, json, os, re, shutil, subprocess, sys
+import tarfile, tomllib, zipfile, pytest
 from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
@@ -10,8 +11,9 @@ ini.read(ROOT/'settings.ini')
 cfg = ini['DEFAULT']
 
 def run(*args, cwd=ROOT, stderr=subprocess.PIPE, **env):
-    kwargs = dict(stdout=subprocess.PIPE, stderr=stderr, text=True, env=os.environ | env, check=True)
-    return subprocess.run([str(a) for a in args], cwd=cwd, **kwargs).stdout
+    res = subprocess.run([str(a) for a in args], cwd=cwd, env=os.environ | env, check=True,
+                         stdout=subprocess.PIPE, stderr=stderr, text=True)
+    return res.stdout
 
 def tracked(): return [f for f in run('git', 'ls-files').splitlines() if (ROOT/f).exists()]
 
@@ -32,7 +34,8 @@ def built(checkout, tmp_path_factory):
     said = run(sys.executable, '-c', code, cwd=checkout, stderr=subprocess.STDOUT)
     sdist = next(out.glob('*.tar.gz'))
     pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
-    said += run(*pip, 'wheel', '-v', '--no-deps', '--no-build-isolation', '-w', out, sdist, stderr=subprocess.STDOUT)
+    args = '-v', '--no-deps', '--no-build-isolation', '-w', out, sdist
+    said += run(*pip, 'wheel', *args, stderr=subprocess.STDOUT)
     return sdist, next(out.glob('*.whl')), said
 
 def test_metadata_agrees():
@@ -42,12 +45,14 @@ def test_metadata_agrees():
     for k in 'lib_path','nbs_path','tst_flags': assert nbdev[k]==cfg[k]
     for k in 'recursive','put_version_in_init': assert nbdev[k]==cfg.getboolean(k)
     import miniai
-    assert miniai.__version__==cfg['version'] and cfg['version'] in (ROOT/'CHANGELOG.md').read_text()
+    assert miniai.__version__==cfg['version']
+    assert cfg['version'] in (ROOT/'CHANGELOG.md').read_text()
     assert (ROOT/'miniai/__init__.py').read_text().strip()==f'__version__ = "{cfg["version"]}"'
 
 def test_building_prints_no_warning(built):
     warned = [l for l in built[2].splitlines() if re.search('warn|deprecat', l, re.I)]
-    assert not [l for l in warned if 'byte-compiling is disabled' not in l]  # PYTHONDONTWRITEBYTECODE
+    ours = 'byte-compiling is disabled'  # PYTHONDONTWRITEBYTECODE
+    assert not [l for l in warned if ours not in l]
 
 def test_wheel_holds_the_package_and_nothing_else(built):
     names = zipfile.ZipFile(built[1]).namelist()
@@ -63,14 +68,16 @@ def test_wheel_metadata(built):
     for extra in 'dev','accel','docs':
         assert f'Provides-Extra: {extra}\n' in meta
         for r in cfg[f'{extra}_requirements'].split():
-            assert re.search(rf'Requires-Dist: {re.split("[<>=]", r)[0]}\b.*; extra == "{extra}"', meta), r
+            name = re.split('[<>=]', r)[0]
+            assert re.search(rf'Requires-Dist: {name}\b.*; extra == "{extra}"', meta), r
     assert f"Project-URL: Source, https://github.com/{cfg['user']}/{cfg['repo']}\n" in meta
     entry = z.read(next(n for n in z.namelist() if n.endswith('entry_points.txt'))).decode()
     assert 'miniai-train = miniai.recipes:main' in entry
 
 def test_sdist_can_build_again(built):
     names = [n.split('/',1)[-1] for n in tarfile.open(built[0]).getnames()]
-    for f in 'settings.ini','setup.py','pyproject.toml','LICENSE','README.md','miniai/sample/LICENSE': assert f in names
+    files = 'settings.ini setup.py pyproject.toml LICENSE README.md miniai/sample/LICENSE'.split()
+    assert not {*files}-{*names}
 
 def test_plain_install_works_outside_the_checkout(built, tmp_path):
     target = tmp_path/'site'
@@ -79,16 +86,19 @@ def test_plain_install_works_outside_the_checkout(built, tmp_path):
             'print(miniai.learner.__file__, len(fashion_arrays(sample=True)["train"][0]))')
     out = run(sys.executable, '-c', code, cwd=tmp_path, PYTHONPATH=str(target))
     assert out.split()==[str(target/'miniai/learner.py'), '4000']
-    assert 'usage: miniai-train' in run(target/'bin/miniai-train', '--help', cwd=tmp_path, PYTHONPATH=str(target))
+    out = run(target/'bin/miniai-train', '--help', cwd=tmp_path, PYTHONPATH=str(target))
+    assert 'usage: miniai-train' in out
 
 def test_modules_are_what_the_notebooks_export(checkout):
-    run(sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()', cwd=checkout)
+    code = 'from nbdev.doclinks import nbdev_export; nbdev_export()'
+    run(sys.executable, '-c', code, cwd=checkout)
     for f in (ROOT/'miniai').glob('*.py'):
         assert f.read_text()==(checkout/'miniai'/f.name).read_text(), f'{f.name}: run nbdev-export'
 
-# The house: one notebook for each module, and no more lines than one can hold in the head
+# The house: one notebook for each module, which imports from those before it
 
-def cells(nb, kind='code'): return [c for c in json.loads(nb.read_text())['cells'] if c['cell_type']==kind]
+def cells(nb, kind='code'):
+    return [c for c in json.loads(nb.read_text())['cells'] if c['cell_type']==kind]
 def source(cells): return '\n'.join(''.join(c['source']) for c in cells)
 
 NBS = sorted((ROOT/'nbs').glob('*.ipynb'))
@@ -98,15 +108,16 @@ TEXTS = {m: (ROOT/f'miniai/{m}.py').read_text() for m in ORDER}
 TREES = {m: ast.parse(s) for m,s in TEXTS.items()}
 
 def imports(tree):
-    "Names of miniai's modules that a module imports, wherever in it, and the names it takes from each"
+    "miniai's modules that a module imports, wherever in it, and the names it takes from each"
     for o in ast.walk(tree):
-        if isinstance(o, ast.Import): yield from ((a.name[7:], []) for a in o.names if a.name.startswith('miniai.'))
-        elif isinstance(o, ast.ImportFrom) and (o.level or (o.module or '').split('.')[0]=='miniai'):
+        if isinstance(o, ast.Import):
+            yield from ((a.name[7:], []) for a in o.names if a.name.startswith('miniai.'))
+        elif isinstance(o, ast.ImportFrom) and (o.level or o.module.split('.')[0]=='miniai'):
             names = [a.name for a in o.names]
             mod = (o.module or '').removeprefix('miniai').strip('.')
             yield from [(mod, names)] if mod else ((nm, []) for nm in names)
 
-def functions(tree): return [o for o in ast.walk(tree) if isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef))]
+def functions(tree): return [o for o in ast.walk(tree) if isinstance(o, ast.FunctionDef)]
 
 def test_one_notebook_for_each_module():
     assert {f.stem for f in (ROOT/'miniai').glob('*.py')}=={*ORDER, 'all', '__init__', '_modidx'}
@@ -116,6 +127,8 @@ def test_imports_are_by_name_and_from_lower_numbers(mod):
     for used,names in imports(TREES[mod]):
         assert ORDER[used]<ORDER[mod], f'{mod} imports {used}, which comes later'
         assert '*' not in names, f'{mod} imports * from {used}'
+        private = [nm for nm in names if nm.startswith('_')]
+        assert not private, f'{mod} imports {private} from {used}'
 
 def test_all_gathers_every_name():
     "In the order of the notebooks, and no module redefines what another one has"
@@ -130,113 +143,105 @@ def test_all_gathers_every_name():
     exec('from miniai.all import *', scope)
     assert {nm for nm in scope if not nm.startswith('__')}==set(names)
 
-def exported(mod):
-    "Numbers of the lines that count: not blank, no marker of a cell, not `__all__`"
-    alls = [o for o in TREES[mod].body if isinstance(o, ast.Assign) and getattr(o.targets[0], 'id', '')=='__all__']
-    skip = {i for o in alls for i in range(o.lineno, o.end_lineno+1)}
-    return [i for i,l in enumerate(TEXTS[mod].split('\n'), 1)
-            if l.strip() and not l.startswith(('# %%','# AUTOGEN')) and i not in skip]
-
-def test_exported_lines():
-    n = {m: len(exported(m)) for m in ORDER}
-    assert sum(n.values())<=2187 and n['learner']<=469, n  # to be lowered to 1,950 and 400 as the rooms shrink
+def test_all_brings_nothing_over_your_own_names():
+    "A patched method is no name of its own: `from miniai.all import *` must not set `fit` to None"
+    scope = {}
+    exec('from miniai.all import *', scope)
+    assert not [nm for nm,o in scope.items() if o is None]
+    for m,tree in TREES.items():
+        names = {*importlib.import_module(f'miniai.{m}').__all__}
+        for f in functions(tree):
+            patched = any('patch' in ast.unparse(d) for d in f.decorator_list)
+            assert not (patched and f.name in names), f'{m}.{f.name}'
 
 @pytest.mark.parametrize('mod', ORDER)
-def test_functions_and_cells_are_short(mod):
+def test_a_comment_belongs_to_one_parameter(mod):
+    "fastcore's docments go by line: parameters that share a line get each other's comments"
+    lines = TEXTS[mod].split('\n')
     for f in functions(TREES[mod]):
-        n = f.end_lineno-f.lineno+1
-        assert n<=40, f'{f.name} has {n} lines'
-    for cell in TEXTS[mod].split('\n# %% ')[1:]:
-        marker,*lines = cell.split('\n')
-        n = sum(bool(l.strip()) for l in lines)
-        assert n<=60, f'{marker} has {n} lines'
+        params = {}
+        for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs):
+            params.setdefault(a.end_lineno, []).append(a.arg)
+        for i,names in params.items():
+            code,_,comment = lines[i-1].partition('#')
+            ends = code.rstrip().endswith(':')  # a comment after it is on the whole function
+            assert not comment or len(names)==1 or ends, f'{f.name}: {", ".join(names)}'
 
-def code_lines(f): return (source(cells(f)) if f.suffix=='.ipynb' else f.read_text()).split('\n')
+@pytest.mark.parametrize('nb', NBS, ids=lambda f: f.stem)
+def test_no_line_of_code_is_longer_than_100_characters(nb):
+    assert not [l for l in source(cells(nb)).split('\n') if len(l)>100]
 
-@pytest.mark.parametrize('folder', ['miniai','nbs','tests','benchmarks','tools'])
-def test_no_line_is_longer_than_120_characters(folder):
-    "But for the list of names that nbdev writes"
-    files = [f for f in (ROOT/folder).iterdir() if f.suffix in ('.py','.ipynb') and f.name!='_modidx.py']
-    assert files and not [f'{f.name}: {l}' for f in sorted(files) for l in code_lines(f)
-                          if len(l)>120 and not l.startswith('__all__')]
+# The Makefile, with a pip that installs nothing
 
-# The Makefile, with a stand-in for Python that installs nothing
-
-FAKE = """#!/bin/sh
-# -c checks the version, -m venv DIR makes a venv, -m pip --version and -m pip install do as `pip` says
-case "$*" in
-  "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo venv >> log
-               printf '#!/bin/sh\\necho trained "$@"\\n' > "$3/bin/miniai-train"; chmod +x "$3/bin/miniai-train"
-               [ ! -e die-venv ] || { rm die-venv; touch "$3/half"; kill -9 $PPID; } ;;
-  *"pip install"*) echo "install $*" >> log; touch .venv/half
-                   [ ! -e die ] || { rm die; kill -9 $PPID; sleep 1; }
-                   [ ! -e fail ] || { rm fail; exit 1; }
-                   rm .venv/half ;;
-esac
+PIP = """
+import os, sys
+from pathlib import Path
+with open('log', 'a') as f: f.write(' '.join(sys.argv[1:])+'\\n')
+if Path('die').exists(): os.kill(os.getppid(), 9)
+if Path('fail').exists(): sys.exit(1)
 """
 
 @pytest.fixture
 def made(tmp_path):
-    "A folder with the Makefile; calling it makes a target and returns the exit code and what was done for it"
+    "A folder with the Makefile; a call makes a target, and gives the exit code and pip's arguments"
     for f in 'Makefile','settings.ini','setup.py','pyproject.toml': shutil.copy(ROOT/f, tmp_path)
-    (tmp_path/'fake').write_text(FAKE)
-    (tmp_path/'fake').chmod(0o755)
-    def make(*args):
+    (tmp_path/'pip.py').write_text(PIP)
+    def make(target='.venv/.dev'):
         (tmp_path/'log').write_text('')
-        args = ['make', f'PYTHON={tmp_path}/fake', *args]
-        env = {k: v for k,v in os.environ.items() if not k.startswith(('MAKE','MFLAGS'))}  # make may run this
-        res = subprocess.run(args, cwd=tmp_path, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        return res.returncode, [l.split()[0] for l in (tmp_path/'log').read_text().splitlines()], res.stdout
+        args = ['make', f'PYTHON={sys.executable}', 'PIP=pip.py', target]
+        around = 'MAKE','MFLAGS'  # variables of a make that runs this
+        env = {k: v for k,v in os.environ.items() if not k.startswith(around)}
+        code = subprocess.run(args, cwd=tmp_path, env=env, capture_output=True).returncode
+        return code, (tmp_path/'log').read_text().splitlines()
     return make
 
-def test_make_installs_once(made, tmp_path):
-    code,did,out = made('train', 'OPTS=--seed 1')
-    assert (code,did)==(0,['venv','install']) and out.endswith('trained --seed 1\n')
-    assert made('train')[:2]==(0,[])
-    assert made('.venv/.dev')[:2]==(0,['install']) and made('.venv/.dev','train')[:2]==(0,[])
-    os.utime(tmp_path/'settings.ini', (os.stat(tmp_path/'.venv/.dev').st_mtime+5,)*2)
-    assert made('.venv/.dev')[:2]==(0,['install']*2)
+def test_make_installs_once_and_again_when_the_requirements_change(made, tmp_path):
+    assert made()==(0, ['-e .','-e .[dev]'])
+    (tmp_path/'.venv/whole').touch()
+    assert made()==(0, [])
+    changed = os.stat(tmp_path/'.venv/.dev').st_mtime+5
+    os.utime(tmp_path/'settings.ini', (changed,changed))
+    assert made()==(0, ['-e .','-e .[dev]']) and (tmp_path/'.venv/whole').exists()
 
-@pytest.mark.parametrize('target, before', [('.venv/.train',[]), ('.venv/.dev',[]), ('.venv/.dev',['.venv/.train'])])
-@pytest.mark.parametrize('die', ['die','die-venv'])
-def test_make_after_a_kill_starts_over(made, tmp_path, target, before, die):
-    if before:
-        if die=='die-venv': pytest.skip('no venv is made then')
-        assert made(*before)[0]==0
-    (tmp_path/die).touch()
+@pytest.mark.parametrize('before, target, how', [
+    (None,'.venv/.train','fail'), ('.venv/.train','.venv/.dev','die')])
+def test_make_starts_over_where_an_installation_was_cut_short(made, tmp_path, before, target, how):
+    if before: made(before)
+    (tmp_path/how).touch()
     assert made(target)[0]!=0
-    code,did,out = made('train')
-    assert (code,did)==(0,['venv','install']) and 'starting over' in out and not (tmp_path/'.venv/half').exists()
-
-def test_make_after_a_failed_installation_goes_on(made, tmp_path):
-    (tmp_path/'fail').touch()
-    assert made('train')[0]!=0
-    assert made('train')[:2]==(0,['install'])
+    (tmp_path/how).unlink()
+    (tmp_path/'.venv/half').touch()
+    assert made()==(0, ['-e .','-e .[dev]']) and not (tmp_path/'.venv/half').exists()
 
 def test_make_uses_a_venv_of_your_own(made, tmp_path):
-    made('train')
-    for f in '.made','.train': (tmp_path/'.venv'/f).unlink()
+    run(sys.executable, '-m', 'venv', '--without-pip', tmp_path/'.venv')
     (tmp_path/'.venv/mine').touch()
-    assert made('train')[:2]==(0,['install']) and (tmp_path/'.venv/mine').exists()
+    (tmp_path/'fail').touch()
+    assert made()[0]!=0
+    (tmp_path/'fail').unlink()
+    assert made()[0]==0 and (tmp_path/'.venv/mine').exists()
 
 # The notebooks, and what is made from them
 
 @pytest.mark.parametrize('nb', NBS, ids=lambda f: f.stem)
 def test_notebooks_are_committed_executed(nb):
     code = [c for c in cells(nb) if source([c]).strip()]
-    counts = [c['execution_count'] for c in code if c['execution_count']]
-    assert counts==sorted(counts) and len(counts)>=len(code)*.9, 'run: make execute'
+    counts = [c['execution_count'] for c in code]
+    assert None not in counts and counts==sorted(counts), 'run: make execute'
     assert not [o for c in code for o in c['outputs'] if o['output_type']=='error']
 
 def test_readme_is_made_from_the_index():
     text = source(cells(ROOT/'nbs/index.ipynb', 'markdown'))
-    readme,text = (ROOT/'README.md').read_text(),re.sub(r'\]\((images/|\d{2}_)', r'](nbs/\1', text)
-    for line in filter(None, map(str.strip, text.splitlines())): assert line in readme, f'make readme: {line}'
+    text = re.sub(r'\]\((images/|\d{2}_)', r'](nbs/\1', text)
+    readme = (ROOT/'README.md').read_text()
+    for line in filter(None, map(str.strip, text.splitlines())):
+        assert line in readme, f'make readme: {line}'
     assert 'make train' in readme and 'make test' in readme
-    assert 'make test' in (ROOT/'.ci/run').read_text() and '.ci/run' in (ROOT/'.github/workflows/ci.yml').read_text()
+    assert 'make test' in (ROOT/'.ci/run').read_text()
+    assert '.ci/run' in (ROOT/'.github/workflows/ci.yml').read_text()
 
 def test_badges_and_install_cells():
-    "Each notebook opens on Colab and Kaggle, and installs miniai there, from the address in settings.ini"
+    "Each notebook opens on Colab and Kaggle, and installs miniai there"
     spec = importlib.util.spec_from_file_location('open_in', ROOT/'tools/open_in.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
