@@ -121,7 +121,7 @@ def to_device(
     device=None # None is `def_device`
 ):
     "Move every tensor in `b` to `device`"
-    device = torch.device(device or def_device)
+    device = torch.device(def_device if device is None else device)
     def move(t): return t if t.device==device else t.to(device, non_blocking=True)
     return map_batch(move, b)
 

@@ -197,10 +197,10 @@ def test_no_epochs_is_a_quiet_no_op(capsys):
 def test_empty_loader():
     learn = toy()
     learn.dls.train = TensorLoader(torch.zeros(3,4), torch.zeros(3).long(), 8, drop_last=True)
-    with pytest.raises(ValueError, match='gave no batch; it is empty, or drop_last'): learn.fit(1)
+    with pytest.raises(ValueError, match='The training loader gave no batch; is it empty, or does drop_last'): learn.fit(1)
     learn = toy()
     learn.dls.valid = []
-    with pytest.raises(ValueError, match=r'\[\] gave no batch'): learn.fit(1)
+    with pytest.raises(ValueError, match='The validation loader gave no batch'): learn.fit(1)
     learn.dls.valid = None
     with pytest.raises(ValueError, match='dls must have a valid loader, .* or valid=False'): learn.fit(1)
 
@@ -485,3 +485,50 @@ def test_lr_find_with_a_rate_that_is_a_tensor():
     def adam(ps, lr): return optim.Adam(ps, torch.tensor(lr))
     lrs = toy(opt_func=adam).lr_find(show=False).lrs
     assert len(set(lrs))==len(lrs) and all(isinstance(o, float) for o in lrs)
+
+# What a fit leaves behind
+
+def test_a_fit_that_ends_between_its_passes_logs_its_row():
+    rows = []
+    learn = toy(cbs=[MetricsCB(), At('after_epoch', lambda l: 1/0, order=5)])
+    learn.logger = rows.append
+    with pytest.raises(ZeroDivisionError): learn.fit(1)
+    assert [list(r)[0] for r in rows]==['epoch'] and 'valid_loss' not in rows[0]
+
+def test_a_cancelled_pass_does_not_touch_the_row_before():
+    class Skip(Callback):
+        order = -1
+        def before_epoch(self, learn):
+            if learn.training and learn.epoch==1: raise CancelEpochException()
+    learn = toy(cbs=[MetricsCB(), Skip()])
+    learn.fit(3)
+    assert [r['epoch'] for r in learn.history]==[1,2,3]
+    assert ['train_loss' in r for r in learn.history]==[True,False,True]
+
+def test_a_missing_loader_is_found_before_the_training():
+    learn = toy(cbs=[MetricsCB(), ProgressCB()])
+    learn.dls.valid = None
+    with pytest.raises(ValueError, match='dls must have a valid loader'): learn.fit(1)
+    assert learn.opt is None
+
+def test_n_inp_of_one_fit():
+    batch = (X,X,Y)
+    learn = Learner(Named(), DataLoaders([batch], [batch]), F.cross_entropy)
+    learn.fit(1, cbs=TrainCB(n_inp=2))
+    assert learn.n_inp==1
+
+def test_targets_that_are_no_tensors_reach_the_metric_whole():
+    seen = []
+    class Keeps(Mean):
+        def update(self, preds, names): seen.append(names)
+    names = ['a','b']*8
+    dls = DataLoaders(None, [(X,names)])
+    learn = TrainLearner(Named(), dls, lambda p,t: p.mean(), cbs=MetricsCB(Keeps()))
+    learn.fit(1, train=False)
+    assert seen==[names]
+
+def test_after_a_step_by_hand_lr_find_has_all_callbacks():
+    learn = toy(Learner, cbs=TrainCB())
+    learn.batch = next(iter(learn.dls.train))
+    learn.predict()
+    assert len(learn.lr_find(show=False).lrs)>10

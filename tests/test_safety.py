@@ -176,8 +176,9 @@ def test_modes_gradients_and_optimizers_come_back():
     opt.step()
     grads = [p.grad.clone() for p in model.parameters()]
     steps = [s['step'].item() for s in opt.state.values()]
-    with restoring(keep_modes(model), keep_grads(model, values=True), keep_optimizer(opt)):
+    with restoring(keep_modes(model), keep_grads(model), keep_optimizer(opt)):
         model.eval()
+        opt.zero_grad()
         model(torch.rand(8,4)).sum().backward()
         opt.step()
         opt.param_groups[0]['lr'] = 7
