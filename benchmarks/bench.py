@@ -6,6 +6,7 @@
     python benchmarks/bench.py models     seconds an epoch of resnet, model4 and wide, the lesson's way and ours, on a
                                           GPU if there is one
     python benchmarks/bench.py imports    seconds and memory of an import
+    python benchmarks/bench.py classify   one image by learn.classify, against the model alone
     python benchmarks/bench.py targets    the fastest way to .917, .922, .927 and .942, from results/
 
 Contestants take turns in one run; the tables give medians, and the middle half of what was measured. Libraries that are
@@ -17,7 +18,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn, optim
-import overhead
+import classify as classify_one, overhead
 from miniai.accel import keep_freed_memory
 from miniai.core import def_device
 from miniai.datasets import DataLoaders, fashion_mnist, fashion_tensors, tensor_images
@@ -245,6 +246,10 @@ def imports(rounds=5):
     save('imports', [dict(module=m, seconds=round(statistics.median(t for t,_ in v), 2),
                           megabytes=round(statistics.median(o for _,o in v))) for m,v in times.items() if v])
 
+# ---- one image
+
+def classify(): save('classify', classify_one.measure())
+
 # ---- targets, from the measured runs
 
 def targets():
@@ -262,7 +267,7 @@ def targets():
 
 if __name__=='__main__':
     warnings.simplefilter('ignore')
-    names = sys.argv[1:] or ['imports','loops','loading','models','targets']
+    names = sys.argv[1:] or ['imports','classify','loops','loading','models','targets']
     if names[0]=='one_model': one_model(*names[1:])
     else:
         for nm in names:
