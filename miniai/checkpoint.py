@@ -89,8 +89,7 @@ def _identity(learn):
     groups = learn.opt.param_groups
     names = [k for k,v in groups[0].items() if type(v) in (int,float,tuple)]
     numbers = {k: [g[k] for g in groups] for k in names}
-    return dict(n_epochs=learn.n_epochs, parts=[*_parts(learn)],
-                optimizer=type(learn.opt).__name__, **numbers)
+    return dict(n_epochs=learn.n_epochs, parts=[*_parts(learn)], **numbers)
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00018
 class CheckpointCB(Callback):
@@ -107,7 +106,7 @@ class CheckpointCB(Callback):
         self.identity = identity
 
     def before_fit(self, learn):
-        self.state = None
+        self.state = None  # what the file holds, until it is loaded
         if not learn.does_train: return
         self.about = _identity(learn) | self.identity
         if not self.restart and self.path.exists(): self._open(learn)
@@ -149,7 +148,7 @@ class CheckpointCB(Callback):
 # %% ../nbs/16_checkpoint.ipynb #c1a00030
 def _stale(learn, col, lower):
     "How many epochs ago this fit was best in `col`"
-    rows = [r for r in learn.history if r['epoch']>learn.metrics.trained]
+    rows = [r for r in learn.history if r['epoch']>learn.metrics.trained]  # without earlier fits
     if lower is None: lower = 'loss' in col or 'error' in col
     vals = [r[col] if lower else -r[col] for r in rows]
     vals = [math.inf if math.isnan(v) else v for v in vals]

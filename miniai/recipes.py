@@ -215,7 +215,8 @@ def train_or_load(
     learn = recipe_learner(r, splits, device, cbs)
     learn.recipe = r
     learn.run = Path(out)/_run_name(r)
-    n,n_valid = [len(dl.x) for dl in (learn.dls.train, learn.dls.valid)]
+    n = len(learn.dls.train.x)
+    n_valid = len(learn.dls.valid.x)
     kind = 'held-out' if r.valid else 'test'
     print(f'{source}: {n:,} images to train on, {n_valid:,} {kind} images to validate on.')
     result = learn.run/'result.json'

@@ -225,7 +225,7 @@ def test_going_on_is_said(tmp_path, capsys):
      r'c\.pt is from a fit with n_epochs 4 \(now 5\); use a different path, or restart=True'),
     (lambda f: learner(f, data='a', cbs=[MetricsCB()]).fit(4), 'with parts .*a different path'),
     (lambda f: learner(f, data='a').fit(4, lr=.2), r'with lr \[0\.1\] \(now \[0\.2\]\)'),
-    (lambda f: learner(f, data='a', opt=optim.SGD).fit(4), r'optimizer AdamW \(now SGD\)'),
+    (lambda f: learner(f, data='a', opt=optim.SGD).fit(4), r'momentum None \(now \[0\]\)'),
     (lambda f: learner(f, data='a', opt=partial(optim.AdamW, weight_decay=.1)).fit(4),
      r'weight_decay \[0\.01\] \(now \[0\.1'),
     (lambda f: learner(f, data='b').fit(4), r'with data a \(now b\)'),
