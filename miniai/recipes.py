@@ -217,8 +217,7 @@ def train_or_load(
     learn.run = Path(out)/_run_name(r)
     n = len(learn.dls.train.x)
     n_valid = len(learn.dls.valid.x)
-    kind = 'held-out' if r.valid else 'test'
-    print(f'{source}: {n:,} images to train on, {n_valid:,} {kind} images to validate on.')
+    print(f'{source}: {n:,} images to train on, {n_valid:,} to validate on.')
     result = learn.run/'result.json'
     if restart: result.unlink(missing_ok=True)
     if result.exists(): print(f'{learn.run} is finished; --restart (restart=True) trains it again.')
@@ -352,7 +351,7 @@ def load_results(
     if changed: return df
     usual = df.recipe.map({nm: r.model for nm,r in recipes.items()})
     own = (df.model==usual) & df[_changed].isna().all(axis=1)
-    return df[own].drop(columns=_changed)
+    return df[own]
 
 def _stat(vals):
     "Mean, and standard deviation if there are several"

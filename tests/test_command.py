@@ -52,7 +52,7 @@ def test_a_run_on_the_sample(tmp_path):
     assert res.returncode==0, res.stderr
     first,second,*_,last = res.stdout.splitlines()
     assert 'sample' in first
-    assert '3,500 images to train on, 500 held-out images to validate on' in first
+    assert '3,500 images to train on, 500 to validate on' in first
     run = run_of(tmp_path)
     assert run.name.startswith('conv-1ep-seed3-')
     assert second==f'Training {run.name}, amp {HALF}.'
@@ -198,7 +198,7 @@ def test_ensemble(quick, capsys):
 def test_full_data_is_found_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv('MINIAI_DATA', raising=False)
     main(recipe='base', out=str(tmp_path), epochs=1, device='cpu', amp='no')
-    assert '60,000 images to train on, 10,000 test images' in capsys.readouterr().out
+    assert '60,000 images to train on, 10,000 to validate on' in capsys.readouterr().out
     run = run_of(tmp_path)
     r = json.loads((run/'result.json').read_text())
     assert r['accuracy']>.7 and list(r)==KEYS and load_model(run).vocab[1]=='Trouser'
