@@ -21,15 +21,13 @@ from .learner import Callback, CancelBatchException, DeviceCB, Mean, MetricsCB, 
 from .learner import TrainCB, run_cbs
 
 # %% ../nbs/17_accel.ipynb #cb71675d
-def keep_freed_memory()->bool: # Whether this system's allocator has such switches
-    "Keep the memory that this process frees for the next training step"
-    if sys.platform!='linux': return False
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-    if mallopt is None: return False
+def keep_freed_memory():
+    "Keep the memory that this process frees for the next training step, on Linux"
+    if sys.platform!='linux': return
+    mallopt = ctypes.CDLL(None).mallopt
     most = 2**31-1
-    keeps = mallopt(-1, most)  # M_TRIM_THRESHOLD
-    reuses = mallopt(-3, most)  # M_MMAP_THRESHOLD
-    return bool(keeps and reuses)
+    mallopt(-1, most)  # M_TRIM_THRESHOLD
+    mallopt(-3, most)  # M_MMAP_THRESHOLD
 
 # %% ../nbs/17_accel.ipynb #a16amp00
 def amp_dtype(device=None)->torch.dtype|None:
@@ -38,8 +36,7 @@ def amp_dtype(device=None)->torch.dtype|None:
     if kind=='cuda':
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
-    if kind!='cpu' or not torch.backends.mkldnn.is_available(): return None
-    if not hasattr(torch.cpu, 'get_capabilities'): return None
+    if kind!='cpu' or not hasattr(torch.cpu, 'get_capabilities'): return None
     has = torch.cpu.get_capabilities()
     fast = has.get('avx512_bf16') or has.get('amx_bf16') or has.get('bf16')
     return torch.bfloat16 if fast else None
@@ -63,8 +60,7 @@ class MixedPrecision(Callback):
 
     def before_fit(self, learn):
         _add_step(learn, self.n_inp)
-        param = next(learn.model.parameters(), torch.empty(0))
-        self.device = param.device.type
+        self.device = next(learn.model.parameters()).device.type
         self.half = self.dtype or amp_dtype(self.device)
         learn.amp = ExitStack()
         learn.scaler = torch.amp.GradScaler(self.device, enabled=self.half==torch.float16)
@@ -109,13 +105,13 @@ class PatchConv2d(nn.Conv2d):
         if max(x.shape[2:])>4: return super().forward(x)
         dtype = x.dtype
         if torch.is_autocast_enabled('cpu'): dtype = torch.get_autocast_dtype('cpu')
-        size = self.kernel_size[0]
-        stride = self.stride[0]
-        pad = self.padding[0]
+        height,width = self.kernel_size
+        down,right = self.stride
+        pad_h,pad_w = self.padding
         x = x.to(dtype).permute(0,2,3,1)
-        x = F.pad(x, (0,0,pad,pad,pad,pad))
+        x = F.pad(x, (0,0,pad_w,pad_w,pad_h,pad_h))
         pixels = torch.arange(x.shape[1]*x.shape[2], device=x.device).view(x.shape[1:3])
-        patches = pixels.unfold(0, size, stride).unfold(1, size, stride)
+        patches = pixels.unfold(0, height, down).unfold(1, width, right)
         rows = x.flatten(1,2).index_select(1, patches.flatten())
         rows = rows.unflatten(1, (*patches.shape[:2],-1)).flatten(3)
         w = self.weight.to(dtype).permute(0,2,3,1).flatten(1)
@@ -133,8 +129,7 @@ class NarrowNorm2d(nn.BatchNorm2d):
 def _has_patches(conv):
     "Can `PatchConv2d` compute this convolution?"
     if conv.groups!=1 or conv.dilation!=(1,1): return False
-    if conv.padding_mode!='zeros' or isinstance(conv.padding, str): return False
-    return all(height==width for height,width in (conv.kernel_size, conv.stride, conv.padding))
+    return conv.padding_mode=='zeros' and not isinstance(conv.padding, str)
 
 def fast_layers(model):
     "Replace layers in place by faster equivalents, for training on a CPU"
@@ -172,7 +167,7 @@ class AccumCB(Callback):
         n = len(tensors(learn.batch)[0])
         for p,g in grads.items(): self.grads[p] = self.grads.get(p, 0) + n*g
         self.n_batches += 1
-        if grads: self.n_items += n
+        self.n_items += n
         ends = learn.iter+1==length_hint(learn.dl)
         if self.n_batches<self.k and not ends: return
         for p,g in self.grads.items(): p.grad = g/self.n_items + self.kept.get(p, 0)
@@ -184,10 +179,7 @@ class ClipCB(Callback):
     order = AccumCB.order+1
     def __init__(self, max_norm=1.): self.max_norm = max_norm
     def after_backward(self, learn):
-        params = list(learn.model.parameters())
-        if hasattr(learn.opt, 'param_groups'):
-            params = [p for g in learn.opt.param_groups for p in g['params']]
-        self.norm = nn.utils.clip_grad_norm_(params, self.max_norm)
+        self.norm = nn.utils.clip_grad_norm_(learn.model.parameters(), self.max_norm)
 
 # %% ../nbs/17_accel.ipynb #a16ema01
 class EMACB(Callback):
@@ -215,28 +207,6 @@ class EMACB(Callback):
     def load_state_dict(self, state): self.ema.load_state_dict(state)
 
 # %% ../nbs/17_accel.ipynb #a16acl06
-def _add_half(learn, dtype):
-    "Add `MixedPrecision` to a fit that has already called `before_fit`"
-    half = MixedPrecision(dtype)
-    learn.cbs.append(half)
-    run_cbs([half], 'before_fit', learn)
-
-def _wrapped(model, acc):
-    "A model whose gradients are averaged; FSDP does that by itself"
-    if hasattr(model, 'unshard'): return model
-    acc.free_memory()  # of an earlier fit
-    return acc.prepare(model)
-
-def _means(learn):
-    "The metrics that don't add up over processes by themselves, as those of torchmetrics do"
-    cbs = [cb for cb in learn.cbs if isinstance(cb, MetricsCB)]
-    metrics = [m for cb in cbs for m in (cb.loss, *cb.metrics.values())]
-    for m in metrics:
-        if isinstance(m, Mean) or hasattr(m, 'sync'): continue
-        raise TypeError(f'{m} cannot add up over processes; '
-                        'derive metrics from Mean, or use torchmetrics.')
-    return [m for m in metrics if isinstance(m, Mean)]
-
 def _share_random_state(dls):
     "Take over the random state of the first process"
     state = [random_state(dls)]
@@ -248,32 +218,26 @@ class AccelerateCB(Callback):
     "Trains in several processes, each on its part of every batch"
     order = DeviceCB.order-10
     ddp = None
-    halves = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)
     def __init__(self,
         n_inp=None, # How many items of a batch are inputs; None leaves it to the learner
         mixed_precision='no', # `bf16` and `fp16` add `MixedPrecision`
         **kwargs # For Hugging Face's `Accelerator`
     ):
         from accelerate import Accelerator
-        if mixed_precision not in self.halves:
-            raise ValueError(f"mixed_precision must be one of {', '.join(self.halves)}, "
-                             f'got {mixed_precision!r}.')
         self.acc = Accelerator(mixed_precision='no', **kwargs)
         self.n_inp = n_inp
-        self.half = self.halves[mixed_precision]
+        self.half = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)[mixed_precision]
         self.i = self.acc.process_index
         self.n = self.acc.num_processes
 
     def before_fit(self, learn):
         learn.model.to(self.acc.device)
         _add_step(learn, self.n_inp)
-        if self.half: _add_half(learn, self.half)
-        if self.n==1 or learn.dry_run: return
-        self.means = _means(learn)
-        for cb in learn.cbs:
-            if isinstance(cb, ProgressCB) and self.i>0: cb.mode = 'lines'  # of which none is shown
-        self.plain = learn.model
-        self.ddp = _wrapped(learn.model, self.acc)
+        if self.half:
+            half = MixedPrecision(self.half)
+            learn.cbs.append(half)
+            run_cbs([half], 'before_fit', learn)  # those of the other callbacks run already
+        if self.n>1 and not learn.dry_run: self._wrap(learn)
     def before_epoch(self, learn):
         if self.i>0: learn.logger = lambda row: None
         if not self._alone(learn): _share_random_state(learn.dls)
@@ -292,12 +256,23 @@ class AccelerateCB(Callback):
     def cleanup_batch(self, learn): self._unwrap(learn)
     def after_epoch(self, learn):
         if self._alone(learn): return
-        for m in self.means: m.sync(self._add_up)
+        for m in self.metrics:
+            if isinstance(m, Mean): m.sync(self._add_up)
 
     def _alone(self, learn):
         "Does this process see all items? All must call a model that FSDP splits, to validate too"
         if self.n==1 or learn.dry_run: return True
         return not learn.training and hasattr(learn.model, 'unshard')
+    def _wrap(self, learn):
+        self.plain = learn.model
+        self.ddp = learn.model  # FSDP averages the gradients by itself
+        if not hasattr(learn.model, 'unshard'):
+            self.acc.free_memory()  # of an earlier fit
+            self.ddp = self.acc.prepare(learn.model)
+        self.metrics = []
+        for cb in learn.cbs:
+            if isinstance(cb, MetricsCB): self.metrics += [cb.loss, *cb.metrics.values()]
+            if isinstance(cb, ProgressCB) and self.i>0: cb.mode = 'lines'  # of which none is shown
     def _unwrap(self, learn):
         if learn.model is self.ddp: learn.model = self.plain
     def _add_up(self, numbers):

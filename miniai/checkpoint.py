@@ -12,7 +12,6 @@ import hashlib
 import io
 import math
 import os
-import pickle
 import tempfile
 import pandas as pd
 import torch
@@ -26,14 +25,11 @@ from .learner import Callback, CancelFitException, ProgressCB
 def atomic(path):
     "Give a path to write to, and rename that file to `path` when all went well"
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix='.part-', dir=path.parent) as folder:
-            part = Path(folder)/path.name
-            yield part
-            os.replace(part, path)
-    except OSError as e:
-        raise OSError(e.errno, f'{path} cannot be written: {e.strerror or e}') from e
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.part-', dir=path.parent) as folder:
+        part = Path(folder)/path.name
+        yield part
+        os.replace(part, path)
 
 # %% ../nbs/16_checkpoint.ipynb #4705a72c
 def _checksum(content):
@@ -55,19 +51,12 @@ def save_safely(o, path):
 
 def load_safely(path):
     "Load what `save_safely` wrote, to the CPU; refuse what is damaged, foreign or hostile"
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise ValueError(f'{path} must be a regular file, got a folder or a device; '
-                         'pass the path of a file that save_safely wrote.')
-    data = path.read_bytes()
+    data = Path(path).read_bytes()
     content = data[:-34]
-    try:
-        if data[-34:]!=_checksum(content): raise ValueError('its checksum is wrong or missing')
-        return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-    except (ValueError, pickle.UnpicklingError, RuntimeError, EOFError) as e:
-        why = str(e).splitlines()[0]
-        raise ValueError(f'{path} cannot be loaded safely ({why}): '
-                         'it is damaged, or save_safely did not write it.') from e
+    if data[-34:]!=_checksum(content):
+        raise ValueError(f'{path} cannot be loaded safely: '
+                         'it is damaged, or save_safely did not write it.')
+    return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00016
 def digest(b)->str:
@@ -89,18 +78,18 @@ def rank_distrib()->int:
     return int(os.environ.get('RANK', 0))
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00051
-def _with_state(learn):
-    "The callbacks that have a state, by number and name"
+def _parts(learn):
+    "What a checkpoint keeps: model, optimizer, and the callbacks that have a state"
     cbs = [cb for cb in learn.cbs if hasattr(cb, 'state_dict')]
-    return {f'{i} {type(cb).__name__}': cb for i,cb in enumerate(cbs)}
+    named = {f'{i} {type(cb).__name__}': cb for i,cb in enumerate(cbs)}
+    return dict(model=learn.model, optimizer=learn.opt) | named
 
 def _identity(learn):
     "What must be the same for a fit to go on, besides what the caller names"
     groups = learn.opt.param_groups
     names = [k for k,v in groups[0].items() if type(v) in (int,float,tuple)]
     numbers = {k: [g[k] for g in groups] for k in names}
-    return dict(n_epochs=learn.n_epochs, callbacks=[*_with_state(learn)],
-                optimizer=type(learn.opt).__name__, **numbers)
+    return dict(n_epochs=learn.n_epochs, parts=[*_parts(learn)], **numbers)
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00018
 class CheckpointCB(Callback):
@@ -117,7 +106,7 @@ class CheckpointCB(Callback):
         self.identity = identity
 
     def before_fit(self, learn):
-        self.state = None
+        self.state = None  # what the file holds, until it is loaded
         if not learn.does_train: return
         self.about = _identity(learn) | self.identity
         if not self.restart and self.path.exists(): self._open(learn)
@@ -137,38 +126,29 @@ class CheckpointCB(Callback):
             raise ValueError(f'{self.path} is from a fit with {diff}; '
                              'use a different path, or restart=True to start again.')
         self.state = state
-        learn.epoch = done = state['epoch']
-        if not rank_distrib():
-            print(f'{self.path}: {done} of {learn.n_epochs} epochs are done, '
-                  f'{learn.n_epochs-done} to go; restart=True starts again', flush=True)
+        learn.epoch = state['epoch']
+        print(f'{self.path}: {learn.epoch} of {learn.n_epochs} epochs are done; '
+              'restart=True starts again', flush=True)
 
-    def _parts(self, learn):
-        return dict(model=learn.model, optimizer=learn.opt) | _with_state(learn)
     def _load(self, learn):
         state = self.state
         self.state = None
-        for nm,o in self._parts(learn).items(): o.load_state_dict(state['parts'][nm])
+        for nm,o in _parts(learn).items(): o.load_state_dict(state['parts'][nm])
         for nm,p in learn.model.named_parameters():
             p.grad = to_device(state['grads'].get(nm), p.device)
         set_random_state(state['random'], learn.dls)
     def _save(self, learn, epoch):
         if rank_distrib(): return
-        parts = {nm: o.state_dict() for nm,o in self._parts(learn).items()}
+        parts = {nm: o.state_dict() for nm,o in _parts(learn).items()}
         grads = {nm: p.grad for nm,p in learn.model.named_parameters()}
         state = dict(identity=self.about, epoch=epoch, parts=parts, grads=grads,
                      random=random_state(learn.dls))
         save_safely(state, self.path)
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00030
-def _history(learn):
-    if getattr(learn, 'metrics', None) in learn.cbs: return learn.history
-    raise RuntimeError('This needs a history; pass MetricsCB() in cbs.')
-
 def _stale(learn, col, lower):
     "How many epochs ago this fit was best in `col`"
-    rows = [r for r in _history(learn) if r['epoch']>learn.metrics.trained]
-    if col not in rows[-1]:
-        raise ValueError(f"col must be one of {', '.join(rows[-1])}, got {col!r}.")
+    rows = [r for r in learn.history if r['epoch']>learn.metrics.trained]  # without earlier fits
     if lower is None: lower = 'loss' in col or 'error' in col
     vals = [r[col] if lower else -r[col] for r in rows]
     vals = [math.inf if math.isnan(v) else v for v in vals]
@@ -180,26 +160,18 @@ class SaveBestCB(Callback):
     order = ProgressCB.order+1
     skip_dry_run = True
     best = None
-    begun = False
     def __init__(self,
         col='valid_loss', # A column of the history
-        path=None, # A file for the weights too, which `load_safely` reads
         lower=None # Is lower better? None: yes if the name of `col` has loss or error in it
     ):
         self.col = col
-        self.path = path
         self.lower = lower
-    def before_fit(self, learn):
-        if not learn.does_train: return
-        self.best = None
-        self.begun = True
     def after_epoch(self, learn):
         if not learn.epoch_done or _stale(learn, self.col, self.lower): return
         self.best = map_batch(torch.clone, learn.model.state_dict())
-        if self.path and not rank_distrib(): save_safely(self.best, self.path)
     def cleanup_fit(self, learn):
-        if self.begun and self.best: learn.model.load_state_dict(self.best)
-        self.begun = False
+        if self.best: learn.model.load_state_dict(self.best)
+        self.best = None
     def state_dict(self): return {'best': self.best}
     def load_state_dict(self, state): self.best = state['best']
 
@@ -219,10 +191,7 @@ class EarlyStopCB(Callback):
     def before_epoch(self, learn):
         if not learn.training or learn.epoch==0: return
         if _stale(learn, self.col, self.lower)<self.patience: return
-        if not rank_distrib():
-            last = learn.history[-1]['epoch']
-            print(f'Stopped after epoch {last}: {self.col} has not improved '
-                  f'for {self.patience} epochs.', flush=True)
+        print(f'Stopped: {self.col} has not improved for {self.patience} epochs.', flush=True)
         raise CancelFitException()
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00041
@@ -236,7 +205,7 @@ class LogCB(Callback):
         self.to = to
     def after_epoch(self, learn):
         if not learn.epoch_done or rank_distrib(): return
-        row = _history(learn)[-1]
+        row = learn.history[-1]
         if hasattr(self.to, 'add_scalar'):
             for k,v in row.items(): self.to.add_scalar(k, v, row['epoch'])
         elif hasattr(self.to, 'log'): self.to.log(row)

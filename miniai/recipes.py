@@ -7,18 +7,18 @@ __all__ = ['timm_resnets', 'models', 'batch_tfms', 'recipes', 'timm_model', 'Rec
            'recipe_learner', 'train_or_load', 'load_model', 'load_results', 'results_table', 'main']
 
 # %% ../nbs/19_recipes.ipynb #6aee417e
-import contextlib, hashlib, json, math, os, shutil, sys, time
+import hashlib, json, os, sys, time
 import fastcore.all as fc, matplotlib.pyplot as plt, numpy as np, pandas as pd
 import torch, torch.nn.functional as F
 import miniai
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from torch import distributed as dist, nn, optim
+from torch import nn, optim
 from .core import check_whole, def_device, set_seed, to_cpu
 from .datasets import DataLoaders, class_names, data_source
 from .datasets import fashion_tensors, hold_out, pixel_stats
-from .learner import Accuracy, Callback, DeviceCB, Learner, MetricsCB
+from .learner import Accuracy, DeviceCB, Learner, MetricsCB
 from .learner import ProgressCB, TrainLearner, plot_history
 from .init import BatchTransformCB, Normalize, init_weights
 from .sgd import BatchSchedCB, OneCycle
@@ -26,12 +26,10 @@ from .resnet import base_model, conv_model, resnet
 from .augment import RandCopy, RandCrop, RandErase, RandFlip, flip_views, tfm_batch
 from .augment import model2, model3, model4, wide
 from .predict import plot_mistakes
-from .checkpoint import CheckpointCB, atomic, differences, digest
+from .checkpoint import CheckpointCB, atomic, digest
 from .checkpoint import load_safely, rank_distrib, save_safely
 from .accel import AccelerateCB, MixedPrecision, amp_dtype, fast_layers, keep_freed_memory
 from .challenge import AltFlipCB, Muon, poolnet, shift_views
-try: from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError: flock = None # Windows has no such locks
 
 # %% ../nbs/19_recipes.ipynb #5ad94a75
 timm_resnets = ('resnet10t resnet14t resnet18 resnet18d resnet26 '
@@ -39,9 +37,7 @@ timm_resnets = ('resnet10t resnet14t resnet18 resnet18d resnet26 '
 
 def timm_model(name):
     "Make timm's model of that name, for images with one channel and 10 classes"
-    try: import timm
-    except ImportError as e:
-        raise ImportError(f'{name} comes from timm, which is missing: pip install timm.') from e
+    import timm
     return timm.create_model(name, in_chans=1, num_classes=10)
 
 models = dict(base=base_model, conv=conv_model, resnet=resnet, wide=wide,
@@ -64,7 +60,7 @@ _amps = dict(auto=None, no=torch.float32, bf16=torch.bfloat16, fp16=torch.float1
 
 class Recipe(NamedTuple):
     "What to train, and how"
-    name:str
+    recipe:str # Its name
     model:str # A key of `models`
     epochs:int # Passes over the training images
     lr:float # Highest learning rate of the schedule
@@ -80,6 +76,7 @@ class Recipe(NamedTuple):
     seed:int=42
     valid:int=0 # Training images to hold out and validate on
     amp:str='auto' # Half precision: no, bf16 or fp16; auto takes what the device is fast with
+    data:str=None # Digest of the images and labels that it was trained on
 
 # %% ../nbs/19_recipes.ipynb #50063b68
 _muon = dict(opt='muon', sched='linear', smoothing=.1, alt_flip=True, batch_size=512)
@@ -101,7 +98,7 @@ _rows = [
     Recipe('fast942', 'poolnet48', 4, .1, views='flip', **_muon),
     Recipe('record20', 'poolnet96', 20, .1, .942, 'crop_erase', 'shift', **_muon),
     Recipe('record50', 'poolnet96', 50, .1, .946, 'crop_erase', 'shift', **_muon)]
-recipes = {r.name: r for r in _rows}
+recipes = {r.recipe: r for r in _rows}
 
 # %% ../nbs/19_recipes.ipynb #f7d5831a
 def _check_name(field, name, known):
@@ -122,13 +119,10 @@ def get_recipe(
     _check_name('recipe', recipe, recipes)
     asked = dict(model=model, epochs=epochs, lr=lr, batch_size=batch_size,
                  seed=seed, valid=valid, amp=amp)
-    changes = {k: v.item() if hasattr(v, 'item') else v for k,v in asked.items() if v is not None}
-    r = recipes[recipe]._replace(**changes)
+    r = recipes[recipe]._replace(**{k: v for k,v in asked.items() if v is not None})
     _check_name('model', r.model, models)
     _check_name('amp', r.amp, _amps)
-    check_whole(epochs=r.epochs, batch_size=r.batch_size)
-    check_whole(0, seed=r.seed, valid=r.valid)
-    if not r.lr>0: raise ValueError(f'lr must be above 0, got {r.lr}.')
+    check_whole(epochs=r.epochs)
     return r
 
 # %% ../nbs/19_recipes.ipynb #229a83cd
@@ -166,23 +160,12 @@ def recipe_learner(
     return TrainLearner(model, dls, loss_func, r.lr, cbs, _opts[r.opt])
 
 # %% ../nbs/19_recipes.ipynb #2404a2f3
-def _identify(r, splits):
-    "All that makes a run this one"
-    identity = r._asdict()
-    identity['recipe'] = identity.pop('name')
-    del identity['lesson']
-    if r.augment: identity['augment'] = str(batch_tfms[r.augment])
-    if r.member: identity['member'] = str(recipes[r.member])
-    identity['data'] = digest(splits)
-    return identity
-
-def _run_name(identity):
-    "A name to read, and a digest of the whole identity"
-    recipe = identity['recipe']
-    name = f"{identity['epochs']}ep-seed{identity['seed']}"
-    if identity['model']!=recipes[recipe].model: name = f"{identity['model']}-{name}"
-    code = hashlib.sha256(str(identity).encode()).hexdigest()
-    return f'{recipe}-{name}-{code[:8]}'
+def _run_name(r):
+    "A name to read, and a digest of all fields"
+    name = r.recipe
+    if r.model!=recipes[name].model: name += f'-{r.model}'
+    code = hashlib.sha256(str(r).encode()).hexdigest()
+    return f'{name}-{r.epochs}ep-seed{r.seed}-{code[:8]}'
 
 # %% ../nbs/19_recipes.ipynb #4fb3fa3f
 def _commit():
@@ -193,59 +176,30 @@ def _commit():
         return fc.run([*git, *'describe --always --dirty --exclude=* --abbrev=12'.split()])
     except OSError: return f'v{miniai.__version__}'
 
-def _lock(folder):
-    "Lock a folder until the returned file descriptor is closed, or the process ends"
-    fd = os.open(folder, os.O_RDONLY)
-    try: flock(fd, LOCK_EX|LOCK_NB)
-    except BlockingIOError as e:
-        os.close(fd)
-        raise OSError(f'{folder} is being trained by another process: let it finish.') from e
-    return fd
-
-@contextlib.contextmanager
-def _run_folder(folder):
-    "Make the folder and lock it; on exit, unlock it, and remove it if it is empty"
-    folder.mkdir(parents=True, exist_ok=True)
-    fd = _lock(folder) if flock else None
-    try: yield
-    finally:
-        with contextlib.suppress(OSError): folder.rmdir() # refuses where there are files
-        if fd is not None: os.close(fd)
-
-def _clear(run, restart):
-    "Remove what a killed process left half written; with `restart`, its results too"
-    for d in run.glob('.part-*'): shutil.rmtree(d, ignore_errors=True)
-    if not restart: return
-    for nm in ('result.json','checkpoint.pt'): (run/nm).unlink(missing_ok=True)
-
 # %% ../nbs/19_recipes.ipynb #c1b00021
 def _get_splits(data, device):
     "The splits that `data` asks for, and where they come from"
-    path = None if data=='auto' else data
-    try: return fashion_tensors(path, device=device), data_source(path)
+    try: return fashion_tensors(data, device=device), data_source(data)
     except FileNotFoundError as e:
-        if data!='auto' or data_source().folder: raise
-        print(f'No full Fashion-MNIST was found, so this uses the small sample '
+        if data or data_source().folder: raise
+        print('No full Fashion-MNIST was found, so this uses the small sample '
               f'that ships with miniai. {e}')
         return _get_splits('sample', device)
-    except (RuntimeError, AssertionError) as e:
-        why = str(e).splitlines()[0]
-        raise ValueError(f'device {device!r} cannot be used here, pass cpu: {why}') from e
-
-def _fast_amp(device):
-    "The name of the half precision that the device is fast with"
-    dtype = amp_dtype(device) or torch.float32
-    return next(nm for nm,o in _amps.items() if o==dtype)
-
-def _n_processes(): return int(os.environ.get('WORLD_SIZE', 1))
 
 # %% ../nbs/19_recipes.ipynb #c1b00023
+def _n_processes(): return int(os.environ.get('WORLD_SIZE', 1))
+
+def _completed(r, splits, device):
+    "The recipe with the digest of the data, and with the half precision that `auto` stands for"
+    names = {dtype: nm for nm,dtype in _amps.items()}
+    fast = names[amp_dtype(device) or torch.float32]
+    return r._replace(amp=fast if r.amp=='auto' else r.amp, data=digest(splits))
+
 @fc.delegates(get_recipe)
 def train_or_load(
     recipe:str='conv', # Name of a recipe; an unknown one lists them all
     device:str=None, # cpu, cuda or mps, if not the fastest one here
-    data:str='auto', # auto, full, sample, or a folder with the four IDX .gz files
-    threads:int=None, # CPU threads, if not as many as torch takes
+    data:str=None, # full, sample, or a folder with the four IDX .gz files, if not the first found
     out:str='runs', # Folder for the run's folder
     restart:bool=False, # Train again where there is a finished or a stopped run?
     **kwargs
@@ -253,71 +207,50 @@ def train_or_load(
     "Open a finished run; train any other, from where it stopped"
     device = device or def_device
     r = get_recipe(recipe, **kwargs)
-    if threads is not None: check_whole(threads=threads)
     splits,source = _get_splits(data, device)
-    if r.amp=='auto': r = r._replace(amp=_fast_amp(device))
-    identity = _identify(r, splits)
+    r = _completed(r, splits, device)
     if r.valid: splits = hold_out(splits, r.valid)
-    cbs = [ProgressCB(), _DivergedCB()]
-    if _n_processes()>1: cbs.insert(0, AccelerateCB(cpu=device=='cpu'))
+    cbs = [ProgressCB()]
+    if _n_processes()>1: cbs.append(AccelerateCB(cpu=device=='cpu'))
     learn = recipe_learner(r, splits, device, cbs)
-    learn.run = Path(out)/_run_name(identity)
-    on = f"{len(learn.dls.valid.x):,} {'held-out' if r.valid else 'test'} images"
+    learn.recipe = r
+    learn.run = Path(out)/_run_name(r)
     n = len(learn.dls.train.x)
-    print(f'{source}: {n:,} images to train on, {on} to validate on.', flush=True)
-    finished = (learn.run/'result.json').exists() and not restart
-    if finished: print(f'{learn.run} is finished; --restart (restart=True) trains it again.')
+    n_valid = len(learn.dls.valid.x)
+    print(f'{source}: {n:,} images to train on, {n_valid:,} to validate on.')
+    result = learn.run/'result.json'
+    if restart: result.unlink(missing_ok=True)
+    if result.exists(): print(f'{learn.run} is finished; --restart (restart=True) trains it again.')
     else:
         seeds = (r.seed, r.seed+1) if r.member else ()
-        args = r.member, device, data, threads, out, restart
+        args = r.member, device, data, out, restart
         members = [train_or_load(*args, **kwargs | dict(seed=seed)) for seed in seeds]
-        _train_run(learn, identity, members, restart, threads)
-    if finished or rank_distrib(): _read_run(learn, identity)
-    print(f'{_told(learn.result, on)}; weights, log and pictures in {learn.run}/', flush=True)
+        _train_run(learn, members, restart)
+    _open_run(learn)
+    print(f'{_told(learn.result)}; weights, log and pictures in {learn.run}/', flush=True)
     return learn
 
 # %% ../nbs/19_recipes.ipynb #22e8466b
-class _DivergedCB(Callback):
-    def after_epoch(self, learn):
-        loss = learn.loss.item()
-        if not math.isfinite(loss): raise FloatingPointError(
-            f'The training diverged: the loss is {loss} in epoch {learn.epoch+1}. Lower lr.')
-
-@contextlib.contextmanager
-def _cpu_threads(n):
-    was = torch.get_num_threads()
-    torch.set_num_threads(n or was)
-    try: yield
-    finally: torch.set_num_threads(was)
-
-def _wait():
-    "Wait for the other processes, if there are any"
-    if dist.is_available() and dist.is_initialized(): dist.barrier()
-
-def _train_run(learn, identity, members, restart, threads):
-    "Train the learner, or measure the ensemble of its members, and write the run's folder"
+def _train_run(learn, members, restart):
+    "Train the learner, or measure the ensemble of its members, and write the run's files"
+    r = learn.recipe
     run = learn.run
-    commit = _commit()
-    first = not rank_distrib()
-    device = learn.dls.train.x.device
-    if device.type=='cpu': keep_freed_memory()
-    with _cpu_threads(threads), _run_folder(run) if first else contextlib.nullcontext():
-        if first: _clear(run, restart)
-        _wait()
-        print(f"{'Measuring' if members else 'Training'} {run.name} on {device}; CPU threads: "
-              f"{torch.get_num_threads()}; amp: {identity['amp']}.", flush=True)
-        if members: _measure_ensemble(learn, members, identity['epochs'])
-        else: learn.fit(identity['epochs'], cbs=CheckpointCB(run/'checkpoint.pt', **identity))
-        if first: _write_run(learn, identity, commit)
-        _wait()
+    commit = _commit()  # before the training: files may change during it
+    print(f'Training {run.name}, amp {r.amp}.', flush=True)
+    keep_freed_memory()
+    if members: _measure_ensemble(learn, members)
+    else: learn.fit(r.epochs, cbs=CheckpointCB(run/'checkpoint.pt', restart, **r._asdict()))
+    if not rank_distrib(): _write_run(learn, commit)
+    if _n_processes()>1: torch.distributed.barrier()
 
-def _measure_ensemble(learn, members, epochs):
+def _measure_ensemble(learn, members):
     "Evaluate the members as one model; its row of the history tells of their trainings"
     for net,member in zip(learn.model, members): net.load_state_dict(member.model.state_dict())
     learn.fit(1, train=False)
-    results = pd.DataFrame([member.result for member in members])
-    learn.history[-1] |= dict(epoch=epochs, train_accuracy=float(results.train_accuracy.mean()),
-                              train_seconds=float(results.seconds.sum()))
+    row = learn.history[-1]
+    results = [member.result for member in members]
+    row['train_accuracy'] = sum(o['train_accuracy'] for o in results)/len(results)
+    row['train_seconds'] = sum(o['seconds'] for o in results)
 
 # %% ../nbs/19_recipes.ipynb #c1b00004
 _full = '90fb00bb668ec4c4' # Digest of the full data
@@ -325,103 +258,84 @@ _keys = ('recipe model seed epochs accuracy tta_accuracy loss train_accuracy sec
          'device threads amp torch date commit data').split()
 _changed = ['lr','batch_size','valid','images'] # In a line where a run differs from its recipe
 
-def _changes(identity, n_images):
-    "Where a run differs from its recipe"
-    r = recipes[identity['recipe']]
-    names = [k for k in ('lr','batch_size','valid') if identity[k]!=getattr(r, k)]
-    changes = {k: identity[k] for k in names}
-    if identity['data']!=_full: changes['images'] = n_images
-    return changes
-
-def _device_name(device):
-    name = torch.cuda.get_device_name() if device.type=='cuda' else device.type
-    n = _n_processes()
-    return name if n==1 else f'{name} x{n}'
-
-def _result(learn, identity, tta_accuracy, commit):
+def _result(learn, tta_accuracy, commit):
     "A run's line of results"
     x = learn.dls.train.x
+    device = torch.cuda.get_device_name() if x.is_cuda else x.device.type
+    if _n_processes()>1: device += f' x{_n_processes()}'
     row = {k: round(v, 5) for k,v in learn.history[-1].items()}
     seconds = sum(o['train_seconds'] for o in learn.history)
-    line = identity | dict(
+    line = learn.recipe._asdict() | dict(
         accuracy=row['valid_accuracy'], tta_accuracy=tta_accuracy, loss=row['valid_loss'],
-        train_accuracy=row['train_accuracy'], seconds=round(seconds, 1),
-        device=_device_name(x.device), threads=torch.get_num_threads(), torch=torch.__version__,
-        date=time.strftime('%Y-%m-%d'), commit=commit)
-    return {k: line[k] for k in _keys} | _changes(identity, len(x))
+        train_accuracy=row['train_accuracy'], seconds=round(seconds, 1), device=device,
+        threads=torch.get_num_threads(), torch=str(torch.__version__),
+        date=time.strftime('%Y-%m-%d'), commit=commit, images=len(x))
+    usual = recipes[line['recipe']]
+    changed = [k for k in ('lr','batch_size','valid') if line[k]!=getattr(usual, k)]
+    if line['data']!=_full: changed.append('images')
+    return {k: line[k] for k in _keys+changed}
 
 # %% ../nbs/19_recipes.ipynb #124564bf
-def _save_figure(fig, path):
-    if not fig: return
-    with atomic(path) as f: fig.savefig(f, dpi=110)
-    plt.close(fig)
-
-def _write_run(learn, identity, commit):
+def _write_run(learn, commit):
     "Write all files of a run, and its line of results last"
     run = learn.run
     rows = learn.history
-    preds,targs = learn.tta([fc.noop])
+    views = learn.recipe.views
+    preds,targs = learn.tta([fc.noop])  # the images as they are
     arrays = dict(preds=preds.half(), targs=targs.byte())
     tta_accuracy = None
-    if identity['views']:
-        preds,_ = learn.tta(_views[identity['views']])
+    if views:
+        preds,_ = learn.tta(_views[views])
         arrays['tta'] = preds.half()
         tta_accuracy = round((preds.argmax(1)==targs).float().mean().item(), 5)
-    saved = dict(identity=identity, history=rows, vocab=class_names,
-                 size=list(learn.dls.train.x.shape[1:]), state=to_cpu(learn.model.state_dict()))
+    result = _result(learn, tta_accuracy, commit)
+    saved = dict(recipe=learn.recipe._asdict(), result=result, history=rows,
+                 state=to_cpu(learn.model.state_dict()))
     save_safely(saved, run/'model.pt')
     with atomic(run/'preds.npz') as f: np.savez_compressed(f, **arrays)
     with atomic(run/'log.csv') as f: pd.DataFrame(rows).to_csv(f, index=False)
-    _save_figure(plot_history(rows), run/'history.png')
-    _save_figure(plot_mistakes(learn), run/'mistakes.png')
-    learn.result = _result(learn, identity, tta_accuracy, commit)
-    text = json.dumps(learn.result, allow_nan=False)
-    with atomic(run/'result.json') as f: f.write_text(text+'\n')
+    for nm,fig in dict(history=plot_history(rows), mistakes=plot_mistakes(learn)).items():
+        if fig is None: continue  # no mistakes
+        with atomic(run/f'{nm}.png') as f: fig.savefig(f, dpi=110)
+        plt.close(fig)
+    with atomic(run/'result.json') as f: f.write_text(json.dumps(result)+'\n')
     (run/'checkpoint.pt').unlink(missing_ok=True)
 
 # %% ../nbs/19_recipes.ipynb #c1b00025
-def _read_run(learn, identity):
+def _open_run(learn):
     "Load weights, history and result of a finished run"
-    run = learn.run
-    try:
-        saved = load_safely(run/'model.pt')
-        if saved['identity']!=identity:
-            raise ValueError(f"it was trained with {differences(saved['identity'], identity)}")
-        learn.result = json.loads((run/'result.json').read_text())
-        learn.model.load_state_dict(saved['state'])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
-        raise ValueError(f'{run} cannot be opened: {e}. Pass --restart (restart=True) to train '
-                         'it again, or another out folder to keep it.') from e
+    saved = load_safely(learn.run/'model.pt')
+    learn.model.load_state_dict(saved['state'])
+    learn.result = saved['result']
     learn.metrics = next(cb for cb in learn.cbs if isinstance(cb, MetricsCB))
     learn.metrics.history = saved['history']
 
-# %% ../nbs/19_recipes.ipynb #c1b00027
 def _lesson(line):
-    "The lesson's accuracy for a run with this line of results, as text"
+    "The lesson's accuracy as text, for a line of results of the same training"
     r = recipes.get(line['recipe'])
-    if not r or not r.lesson or r.epochs!=line['epochs']: return ''
-    if any(pd.notna(line.get(k)) for k in _changed): return ''
-    text = f'{r.lesson:.3f}'
-    return text if r.model==line['model'] else f'{text} with {r.model}'
+    if r is None or r.lesson is None: return ''
+    same = (line['model'],line['epochs'])==(r.model,r.epochs)
+    changed = any(pd.notna(line.get(k)) for k in _changed)
+    return f'{r.lesson:.3f}' if same and not changed else ''
 
-def _told(line, on):
-    "One sentence on a run's result"
+def _told(line):
+    "The accuracies of a line of results, as text"
+    text = f"validation accuracy {line['accuracy']:.4f}"
     lesson = _lesson(line)
-    if lesson: on += f' (the lesson: {lesson})'
-    if line['tta_accuracy'] is not None: on += f", {line['tta_accuracy']:.4f} with TTA"
-    return f"validation accuracy {line['accuracy']:.4f} on {on}"
+    if lesson: text += f' (the lesson: {lesson})'
+    if line['tta_accuracy'] is not None: text += f", {line['tta_accuracy']:.4f} with TTA"
+    return text
 
 # %% ../nbs/19_recipes.ipynb #c1b00029
 def load_model(
     run # Folder of a finished run
-)->nn.Module: # In eval mode, on the CPU; it has `vocab`, the class names, and `size`, an image's
+)->nn.Module: # In eval mode, on the CPU; `vocab` holds the class names
     "Load the trained model of a run; it takes images with pixels from 0 to 1"
     saved = load_safely(Path(run)/'model.pt')
-    identity = saved['identity']
-    model = _make_model(identity['model'], identity['member'])
+    r = saved['recipe']
+    model = _make_model(r['model'], r['member'])
     model.load_state_dict(saved['state'])
-    model.vocab = saved['vocab']
-    model.size = saved['size']
+    model.vocab = class_names
     return model.eval()
 
 # %% ../nbs/19_recipes.ipynb #dcdae5f0
@@ -433,12 +347,11 @@ def load_results(
     lines = []
     for f in sorted(Path(folder).glob('*.jsonl')):
         for text in f.read_text().splitlines(): lines.append(json.loads(text))
-    if not lines: print(f'There are no results in {folder}.')
     df = pd.DataFrame(lines, columns=[*_keys, *_changed])
     if changed: return df
-    usual = {r.name: r.model for r in recipes.values()}
-    own = (df.model==df.recipe.map(usual)) & df[_changed].isna().all(axis=1)
-    return df[own].drop(columns=_changed)
+    usual = df.recipe.map({nm: r.model for nm,r in recipes.items()})
+    own = (df.model==usual) & df[_changed].isna().all(axis=1)
+    return df[own]
 
 def _stat(vals):
     "Mean, and standard deviation if there are several"
@@ -448,26 +361,21 @@ def _stat(vals):
 
 def results_table(
     results, # As `load_results` gives them
-    names=None # Recipes to show, run or not; all that ran by default
+    names=None # Recipes to show, in this order; all that ran by default
 )->pd.DataFrame: # A row for each recipe, and for each way that it ran
     "Summarize results over seeds: mean ± standard deviation"
-    if names is None: names = list(results.recipe.unique())
     extra = [k for k in _changed if k in results and results[k].notna().any()]
     by = ['recipe','model','epochs','device','amp', *extra]
     rows = []
     for key,runs in results.groupby(by, sort=False, dropna=False):
-        measured = dict(accuracy=_stat(runs.accuracy), TTA=_stat(runs.tta_accuracy),
-                        seeds=len(runs), seconds=round(runs.seconds.mean()))
-        rows.append(dict(zip(by, key)) | measured)
-    for nm in names:
-        if nm in set(results.recipe): continue
-        r = get_recipe(nm)
-        todo = f'not run yet: miniai-train --recipe {nm}'
-        rows.append(dict(recipe=nm, model=r.model, epochs=r.epochs, accuracy=todo))
-    for row in rows: row['lesson'] = _lesson(row)
+        row = dict(zip(by, key)) | dict(
+            accuracy=_stat(runs.accuracy), TTA=_stat(runs.tta_accuracy),
+            seeds=len(runs), seconds=round(runs.seconds.mean()))
+        rows.append(row | dict(lesson=_lesson(row)))
     columns = 'model epochs accuracy TTA seeds lesson seconds device amp'.split() + extra
     df = pd.DataFrame(rows, columns=['recipe', *columns], dtype=object).set_index('recipe')
-    return df.loc[names].fillna('').rename_axis(index=None, columns='recipe')
+    if names is not None: df = df.loc[[nm for nm in names if nm in df.index]]
+    return df.fillna('').rename_axis(index=None, columns='recipe')
 
 # %% ../nbs/19_recipes.ipynb #dc9ac6d0
 @fc.call_parse
@@ -478,4 +386,4 @@ def main(**kwargs):
     try: train_or_load(**kwargs)
     except KeyboardInterrupt: sys.exit('miniai-train: stopped; the same command (without '
                                        '--restart) goes on after the last whole epoch')
-    except (ValueError, OSError, ImportError, ArithmeticError) as e: sys.exit(f'miniai-train: {e}')
+    except (ValueError, OSError, ImportError) as e: sys.exit(f'miniai-train: {e}')

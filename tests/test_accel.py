@@ -60,7 +60,10 @@ def faults():
     for _ in range(10): torch.ones(12_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt-before
 faults()
-print(faults(), keep_freed_memory(), faults(), faults())'''
+before = faults()
+keep_freed_memory()
+faults()
+print(before, faults())'''
 
 @pytest.mark.skipif(platform.libc_ver()[0]!='glibc', reason='an allocator of glibc')
 def test_freed_memory_stays():
@@ -68,18 +71,14 @@ def test_freed_memory_stays():
     env = {k: v for k,v in os.environ.items() if not k.startswith(('MALLOC_','GLIBC_'))}
     cmd = [sys.executable, '-c', memory_code]
     res = subprocess.run(cmd, env=env, capture_output=True, text=True, check=True)
-    first,kept,_,after = res.stdout.split()
-    assert kept=='True' and int(first)>=10 and int(after)<=int(first)/10
+    first,after = map(int, res.stdout.split())
+    assert first>=10 and after<=first/10
 
 @pytest.mark.parametrize('system', ['darwin','win32'])
 def test_elsewhere_nothing_happens(monkeypatch, system):
     monkeypatch.setattr(sys, 'platform', system)
-    assert keep_freed_memory() is False
-
-def test_a_c_library_without_the_switch(monkeypatch):
-    monkeypatch.setattr('ctypes.CDLL', lambda _: object())
-    monkeypatch.setattr(sys, 'platform', 'linux')
-    assert keep_freed_memory() is False
+    monkeypatch.delattr('ctypes.CDLL')
+    keep_freed_memory()
 
 # ---- fast_layers
 
@@ -100,7 +99,7 @@ def test_fast_layers_compute_the_same(nm):
 
 @pytest.mark.parametrize('ks,stride,pad,size,bias', [
     (3,1,1,(4,4),True), (3,2,1,(2,2),False), (1,1,0,(3,2),True),
-    (1,2,0,(1,1),True), (5,1,2,(4,1),False), (3,2,1,(3,3),True)])
+    (1,2,0,(1,1),True), ((1,3),(2,1),(0,1),(4,3),True), (5,1,2,(4,1),False), (3,2,1,(3,3),True)])
 def test_a_patch_convolution_and_its_gradients(ks, stride, pad, size, bias):
     set_seed(0)
     conv = nn.Conv2d(3, 5, ks, stride, pad, bias=bias).double()
@@ -120,7 +119,7 @@ def test_second_derivatives_of_the_fast_convolution():
 def test_fast_layers_leave_alone_what_they_cannot_do():
     class Own(nn.Conv2d): pass
     odd = nn.Sequential(
-        nn.Conv2d(4,4,3,groups=2), nn.Conv2d(4,4,3,dilation=2), nn.Conv2d(4,4,(1,3)), Own(4,4,3),
+        nn.Conv2d(4,4,3,groups=2), nn.Conv2d(4,4,3,dilation=2), Own(4,4,3),
         nn.Conv2d(4,4,3,padding='same'), nn.Conv2d(4,4,3,padding=1,padding_mode='reflect'),
         nn.Conv1d(4,4,3), nn.BatchNorm2d(16), nn.BatchNorm1d(4))
     kinds = [type(m) for m in odd]
@@ -144,7 +143,6 @@ def test_fast_layers_in_half_precision():
     ({'avx512_bf16': True}, BF16), ({'amx_bf16': True}, BF16), ({'bf16': True}, BF16)])
 def test_half_precision_where_the_processor_has_it(monkeypatch, caps, want):
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: caps, raising=False)
-    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
     assert amp_dtype('cpu') is want and amp_dtype('mps') is None
 
 def test_half_precision_of_gpus(monkeypatch):
@@ -205,7 +203,6 @@ def test_without_half_precision_nothing_changes(kind, monkeypatch):
 
 def test_the_default_asks_the_processor(monkeypatch):
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'bf16': True}, raising=False)
-    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
     def dtype(learn): return torch.is_autocast_enabled('cpu'), torch.get_autocast_dtype('cpu')
     seen = See('after_predict', dtype)
     fit(make(cbs=[MixedPrecision(), seen]), 1)
@@ -321,16 +318,6 @@ def test_clipping():
         for o,p in zip(a, b): torch.testing.assert_close(o*.05/norm, p, rtol=1e-4, atol=1e-7)
     assert clip.norm.item()==pytest.approx(norm.item(), rel=1e-5)
     assert same(weights(fit(make(cbs=[ClipCB(1e6)]), 1)), weights(fit(make(), 1)))
-
-def test_clip_takes_the_optimizers_parameters():
-    def head(params, lr): return optim.SGD([*params][-2:], lr)
-    def norm(learn):
-        grads = [p.grad.flatten() for p in learn.model.parameters()]
-        return torch.cat(grads[-2:]).norm()
-    clip = ClipCB(1e9)
-    norms = See('after_backward', norm)
-    fit(make(cbs=[clip, norms], opt_func=head), 1)
-    assert torch.isclose(clip.norm, norms.seen[-1])
 
 # ---- EMACB
 
@@ -474,13 +461,6 @@ if i==0: dry_runs()  # the other processes do not come along
 res['together'] = dry_runs()
 bn.fit(1, train=False)
 res['after'] = before==weights(bn), rows(bn)[-1]['valid_loss']
-
-class Odd:
-    def update(self, p, y): pass
-    def compute(self): return 0.
-    reset = compute
-try: make(cbs=[MetricsCB(odd=Odd())]).fit(1)
-except TypeError as e: res['metric'] = str(e)
 json.dump(res, open(f'{sys.argv[1]}/{n}-{i}.json', 'w'))
 acc.acc.end_training()
 """
@@ -537,10 +517,6 @@ def test_dry_runs_of_a_model_that_is_split(processes):
     one,*two = processes
     assert 'save' not in one and all('cannot hold DTensor: only' in o['save'] for o in two)
 
-def test_a_metric_that_cannot_add_up(processes):
-    one,*two = processes
-    assert 'metric' not in one and all('derive metrics from Mean' in o['metric'] for o in two)
-
 def test_a_process_that_fails_ends_the_others(tmp_path):
     pytest.importorskip('accelerate')
     p = launch(tmp_path, HEAD+"""
@@ -558,8 +534,6 @@ def test_one_process_needs_no_launcher(monkeypatch):
     pytest.importorskip('accelerate')
     monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
     assert same(weights(fit(make())), weights(fit(make(cbs=[AccelerateCB()]))))
-    with pytest.raises(ValueError, match="one of no, bf16, fp16, got 'fp8'"):
-        AccelerateCB(mixed_precision='fp8')
 
 def test_accelerate_in_half_precision(monkeypatch):
     pytest.importorskip('accelerate')

@@ -47,16 +47,16 @@ def run_of(out):
 # ---- in a process of its own
 
 def test_a_run_on_the_sample(tmp_path):
-    options = '--epochs 1 --data sample --seed 3 --threads 1 --valid 500 --batch-size 512'
+    options = '--epochs 1 --data sample --seed 3 --valid 500 --batch-size 512'
     res = cmd(*options.split(), '--out', tmp_path)
     assert res.returncode==0, res.stderr
     first,second,*_,last = res.stdout.splitlines()
     assert 'sample' in first
-    assert '3,500 images to train on, 500 held-out images to validate on' in first
+    assert '3,500 images to train on, 500 to validate on' in first
     run = run_of(tmp_path)
     assert run.name.startswith('conv-1ep-seed3-')
-    assert second==f'Training {run.name} on cpu; CPU threads: 1; amp: {HALF}.'
-    assert 'the lesson' not in last and 'on 500 held-out images' in last
+    assert second==f'Training {run.name}, amp {HALF}.'
+    assert 'the lesson' not in last
     assert sorted(f.name for f in run.iterdir())==FILES and str(run) in last
     r = json.loads((run/'result.json').read_text())
     assert list(r)==[*KEYS,'batch_size','valid','images'] and (r['valid'],r['images'])==(500,3500)
@@ -75,7 +75,7 @@ def test_errors_of_the_command_line(capsys):
     assert '--recepi' in capsys.readouterr().err
     with pytest.raises(SystemExit): parser.parse_args(['--help'])
     out = capsys.readouterr().out
-    options = 'recipe epochs lr batch model seed device data valid amp threads out restart'
+    options = 'recipe epochs lr batch model seed device data valid amp out restart'
     for o in options.split(): assert f'--{o}' in out
     out = ' '.join(out.split())
     assert 'Name of a recipe' in out and '(default: conv)' in out
@@ -91,24 +91,13 @@ def test_the_same_again(quick, tmp_path):
 
 def test_a_finished_run_is_read(quick, capsys):
     first = train_or_load(**quick)
-    assert 'CPU threads: ' in capsys.readouterr().out
+    assert 'Training' in capsys.readouterr().out
     again = train_or_load(**quick)
     out = capsys.readouterr().out
-    assert 'is finished; --restart (restart=True) trains it again' in out and 'threads' not in out
+    assert 'is finished; --restart (restart=True) trains it again' in out and 'Training' not in out
     assert again.history==first.history and again.result==first.result
     anew = train_or_load(**quick, restart=True)
     assert 'Training' in capsys.readouterr().out and anew.result['loss']==first.result['loss']
-
-def test_numbers_of_numpy_and_torch_open_the_same_run(quick):
-    "A rate that lr_find suggests, a seed from an array"
-    first = train_or_load(**quick, lr=.05, seed=3)
-    again = train_or_load(**quick, lr=np.float64(.05), seed=torch.tensor(3))
-    assert again.run==first.run and again.result==first.result
-
-def test_threads_are_set_back(quick):
-    was = torch.get_num_threads()
-    assert train_or_load(**quick, threads=was+1).result['threads']==was+1
-    assert torch.get_num_threads()==was
 
 def test_another_model(quick):
     res = train_or_load(**quick | dict(recipe='aug20', model='base')).result
@@ -125,7 +114,7 @@ def test_a_model_takes_its_statistics_along(quick):
     assert isinstance(model[0], Normalize)
     assert torch.allclose(model[0].mean.flatten(), torch.tensor(mean))
     assert torch.allclose(model[0].std.flatten(), torch.tensor(std)) and not model.training
-    assert model.vocab[0]=='T-shirt/top' and model.size==[1,28,28]
+    assert model.vocab[0]=='T-shirt/top'
     x,y = splits['test']
     with torch.no_grad(): acc = (model(x/255).argmax(1)==y).float().mean().item()
     assert round(acc, 5)==learn.result['accuracy']
@@ -151,8 +140,8 @@ def test_half_precision(quick, monkeypatch, capsys):
         monkeypatch.setattr(miniai.recipes, 'amp_dtype', lambda device: half)
         for amp in 'auto','bf16','no': results[half,amp] = train_or_load(**quick, amp=amp)
     out = capsys.readouterr().out.splitlines()
-    trained = [l.rsplit('; ', 1)[1] for l in out if l.startswith('Training')]
-    assert trained==['amp: bf16.','amp: no.'] and sum('is finished' in l for l in out)==4
+    trained = [l.rsplit(', ', 1)[1] for l in out if l.startswith('Training')]
+    assert trained==['amp bf16.','amp no.'] and sum('is finished' in l for l in out)==4
     amps = {k: l.result['amp'] for k,l in results.items()}
     assert list(amps.values())==['bf16','bf16','no','no','bf16','no']
     a,b = (results[torch.bfloat16,o].result['loss'] for o in ('auto','no'))
@@ -176,11 +165,11 @@ def test_views_are_of_a_kind_that_training_had(quick, recipe, views):
     far = {v: (learn.tta(v)[0]-tta).abs().max().item() for v in (flip_views,shift_views)}
     assert far[views]<.002<max(far.values())
 
-def test_ensemble(quick, capsys, monkeypatch):
+def test_ensemble(quick, capsys):
     args = quick | dict(recipe='copy25x2', model='base', seed=7)
     main(**args)
-    *_,measured,row,last = capsys.readouterr().out.splitlines()
-    assert measured.startswith('Measuring copy25x2-base-2ep-seed7') and 'valid loss' in row
+    *_,started,row,last = capsys.readouterr().out.splitlines()
+    assert started.startswith('Training copy25x2-base-2ep-seed7') and 'valid loss' in row
     assert 'with TTA; weights' in last
     run = lambda nm,seed: next(Path(quick['out']).glob(f'{nm}-base-2ep-seed{seed}-*'))
     runs = [run(*o) for o in (('copy25',7),('copy25',8),('copy25x2',7))]
@@ -202,17 +191,14 @@ def test_ensemble(quick, capsys, monkeypatch):
     assert again.count('is finished')==2 and again.splitlines()[-1]==last
     main(**args)
     again = capsys.readouterr().out
-    assert 'Measuring' not in again and again.splitlines()[-1]==last
+    assert 'Training' not in again and again.splitlines()[-1]==last
     assert round(train_or_load(**args).history[-1]['train_seconds'], 1)==both['seconds']
-    monkeypatch.setitem(recipes, 'copy25', recipes['copy25']._replace(lr=.05))
-    main(**args)  # an edited member makes it another ensemble
-    assert 'Measuring' in capsys.readouterr().out and len([*Path(quick['out']).iterdir()])==6
 
 @pytest.mark.full
 def test_full_data_is_found_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv('MINIAI_DATA', raising=False)
     main(recipe='base', out=str(tmp_path), epochs=1, device='cpu', amp='no')
-    assert '60,000 images to train on, 10,000 test images' in capsys.readouterr().out
+    assert '60,000 images to train on, 10,000 to validate on' in capsys.readouterr().out
     run = run_of(tmp_path)
     r = json.loads((run/'result.json').read_text())
     assert r['accuracy']>.7 and list(r)==KEYS and load_model(run).vocab[1]=='Trouser'
@@ -257,16 +243,6 @@ def test_an_edited_recipe_is_another_run(quick, monkeypatch):
     assert new.run!=old.run and new.result['loss']!=old.result['loss']
     assert before=={f.name: f.read_bytes() for f in old.run.iterdir()}
 
-def test_a_renamed_folder_is_not_opened(quick):
-    run = train_or_load(**quick).run
-    other = train_or_load(**quick, lr=.05).run
-    shutil.rmtree(run)
-    other.rename(run)
-    why = 'cannot be opened: it was trained with lr 0.05 (now 0.06)'
-    fails(why, '--restart', 'out folder', **quick)
-    main(**quick, restart=True)
-    main(**quick)
-
 class Dies(ProgressCB):
     def before_batch(self, learn):
         if learn.epoch==1: raise KeyboardInterrupt
@@ -287,18 +263,15 @@ def test_a_stopped_run_goes_on_and_an_edited_one_does_not(quick, monkeypatch, ca
     assert 'epochs are done' not in capsys.readouterr().out
     assert (run/'checkpoint.pt').read_bytes()==before
     main(**quick)
-    assert '1 of 2 epochs are done, 1 to go' in capsys.readouterr().out
+    assert '1 of 2 epochs are done' in capsys.readouterr().out
     assert sorted(f.name for f in run.iterdir())==FILES
 
 # ---- mistakes
 
 @pytest.mark.parametrize('kwargs, words', [
     (dict(epochs=0), ['epochs', '0']), (dict(batch_size=0), ['batch_size', '0']),
-    (dict(threads=-1), ['threads', '-1']), (dict(lr=-.1), ['lr must be above 0, got -0.1']),
-    (dict(lr=float('nan')), ['lr must be above 0, got nan']),
-    (dict(seed=-1), ['seed', '-1']),
-    (dict(device='gpu'), ["device 'gpu' cannot be used here", 'pass cpu']),
-    (dict(valid=4000), ['4000']), (dict(valid=-1), ['valid', '-1']),
+    (dict(lr=-.1), ['learning rate: -0.1']), (dict(lr=float('nan')), ['learning rate: nan']),
+    (dict(valid=4000), ['4000']), (dict(valid=-1), ['got -1']),
     (dict(model='resnet999'), ['model must be one of base, conv', "got 'resnet999'"]),
     (dict(recipe='resnet999'), ['recipe must be one of base, conv', "got 'resnet999'"]),
     (dict(amp='fp8'), ["amp must be one of auto, no, bf16, fp16, got 'fp8'"]),
@@ -318,38 +291,6 @@ def test_out_folder_that_cannot_be_written(quick, tmp_path):
     f = tmp_path/'a file'
     f.write_text('')
     fails('Not a directory', str(f), **quick | dict(out=str(f)))
-
-def test_a_failed_run_leaves_no_empty_folder(quick, monkeypatch):
-    def boom(*args, **kwargs): raise ValueError('boom')
-    monkeypatch.setattr(miniai.recipes.Learner, 'fit', boom)
-    fails('boom', **quick)
-    assert not list(Path(quick['out']).iterdir())
-
-@pytest.mark.filterwarnings('ignore')
-def test_a_diverged_run_says_so(quick):
-    fails('diverged', 'in epoch 1', 'Lower lr', **quick | dict(lr=1e38))
-    assert not list(Path(quick['out']).iterdir())
-
-def test_two_processes_on_one_run(quick, monkeypatch):
-    fcntl = pytest.importorskip('fcntl')
-    run = stop_in_epoch_2(quick, monkeypatch)
-    before = (run/'checkpoint.pt').read_bytes()
-    fd = os.open(run, os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    fails('is being trained by another process', **quick)
-    assert [f.name for f in run.iterdir()]==['checkpoint.pt']
-    assert (run/'checkpoint.pt').read_bytes()==before
-    os.close(fd)
-    main(**quick)
-
-def test_a_system_without_file_locks(quick):
-    "Windows has no fcntl: there, importing and training work, without a lock"
-    script = "import sys; sys.modules['fcntl'] = None\nimport json, miniai.recipes as r\n"
-    script += 'r.main(**json.loads(sys.argv[1]))'
-    args = [sys.executable, '-c', script, json.dumps(quick)]
-    res = subprocess.run(args, capture_output=True, text=True)
-    assert res.returncode==0, res.stderr
-    assert sorted(f.name for f in run_of(quick['out']).iterdir())==FILES
 
 # ---- several processes
 
@@ -377,22 +318,17 @@ def launch(folder, script, quick):
 def test_two_processes_train_one_run(quick, tmp_path):
     "One of them dies, they go on, and end as two that were left alone; one speaks and writes"
     pytest.importorskip('accelerate')
-    fcntl = pytest.importorskip('fcntl')
-    quick |= dict(amp='no', threads=1)
+    quick |= dict(amp='no')
     lines,rc = launch(tmp_path, "r.ProgressCB = Dies\nr.main(**quick)", quick)
     run = run_of(quick['out'])
     assert rc!=0 and lines.count('miniai-train: one is enough')==1
     assert [f.name for f in run.iterdir()]==['checkpoint.pt']
-    locked = train_or_load(**quick | dict(seed=5)).run
-    (locked/'result.json').unlink()
-    fd = os.open(locked, os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_EX)
     lines,rc = launch(tmp_path, """
 class Third(Callback):
     order = 1
     def after_epoch(self, learn): learn.history[-1]['valid_error'] = abs(learn.epoch-2)
-best = SaveBestCB('valid_error', quick['out']+'2/best.pt')
-cbs = [AccelerateCB(cpu=True), Third(), best, EarlyStopCB('valid_error', patience=2)]
+cbs = [AccelerateCB(cpu=True), Third(), SaveBestCB('valid_error'),
+       EarlyStopCB('valid_error', patience=2)]
 recipe = r.get_recipe('base', epochs=9, batch_size=8)
 learn = r.recipe_learner(recipe, r.fashion_tensors(quick['data']), 'cpu', cbs)
 learn.logger = lambda row: None
@@ -400,18 +336,15 @@ learn.fit(9)
 res = len(learn.history),r.digest(learn.model.state_dict())
 with open(f"{quick['out']}{os.environ['RANK']}.json", 'w') as f: json.dump(res, f)
 ensemble = dict(recipe='copy25x2', model='base')
-for o in dict(), dict(), dict(out=quick['out']+'2'), ensemble, dict(seed=5): r.main(**quick | o)
+for o in dict(), dict(), dict(out=quick['out']+'2'), ensemble: r.main(**quick | o)
 """, quick)
-    os.close(fd)
-    assert rc!=0 and sum('is being trained by another process' in l for l in lines)==1
-    said = {'1 of 2 epochs are done': 1, 'Training': 4, 'Measuring': 1,
+    assert rc==0
+    said = {'1 of 2 epochs are done': 1, 'Training': 5,
             'epoch 1 ': 3, 'epoch 2 ': 4, 'is finished': 1,
-            'weights, log and pictures in': 6, 'Stopped after epoch 5': 1}
+            'weights, log and pictures in': 6, 'Stopped: valid_error': 2}
     for what,n in said.items(): assert sum(what in l for l in lines)==n, (what, lines)
     a,b = (json.loads(Path(f"{quick['out']}{o}.json").read_text()) for o in (0,1))
-    best = Path(quick['out']+'2')/'best.pt'
-    assert a==b==[5, digest(load_safely(best))]
-    best.unlink()
+    assert a==b and a[0]==5
     whole = run_of(quick['out']+'2')
     a,b = (load_safely(o/'model.pt') for o in (run,whole))
     assert digest(a['state'])==digest(b['state'])
@@ -445,17 +378,10 @@ def test_a_damaged_model(quick, damage):
     train_or_load(**quick)
     run = run_of(quick['out'])
     damage(run/'model.pt')
-    fails(str(run), 'cannot be opened', 'model.pt', '--restart', **quick)
+    fails(str(run/'model.pt'), **quick)
     if damage is folder: return
     main(**quick, restart=True)
     assert (run/'model.pt').is_file() and not (run/'model.pt').is_symlink() and load_model(run)
-
-@pytest.mark.parametrize('text', ['', '{', '\udcff'])
-def test_a_damaged_line_of_results(quick, text):
-    train_or_load(**quick)
-    run = run_of(quick['out'])
-    (run/'result.json').write_bytes(text.encode(errors='surrogateescape'))
-    fails(str(run), 'cannot be opened', '--restart', **quick)
 
 @pytest.mark.parametrize('damage', [empty, cut, flip, foreign, link, folder])
 def test_a_damaged_checkpoint(quick, damage, monkeypatch):
@@ -475,7 +401,7 @@ def test_nothing_half_written_under_its_final_name(quick, monkeypatch, broken):
         replace(src, dst)
     with monkeypatch.context() as m:
         m.setattr(os, 'replace', failing)
-        fails(f'{broken} cannot be written: No space left on device', **quick)
+        fails('No space left on device', **quick)
     out = Path(quick['out'])
     left = [f.name for f in out.glob('*/*')]
     assert broken not in left and set(left)<={*FILES,'checkpoint.pt'} and 'result.json' not in left
@@ -487,8 +413,6 @@ def test_planted_links_are_not_followed(quick, tmp_path, monkeypatch):
     victim.write_text('precious')
     run = stop_in_epoch_2(quick, monkeypatch)
     for nm in FILES[:-1]: (run/nm).symlink_to(victim)
-    (run/'.part-killed').mkdir()
-    (run/'.part-killed/model.pt').symlink_to(victim)
     main(**quick)
     assert victim.read_text()=='precious' and not any(f.is_symlink() for f in run.iterdir())
     assert sorted(f.name for f in run.iterdir())==FILES
@@ -529,29 +453,26 @@ def test_lines_of_results_are_complete():
         for l in f.read_text().splitlines():
             assert list(json.loads(l))[:len(KEYS)-1]==KEYS[:-1], f
 
-def test_results(tmp_path, capsys):
+def test_results(tmp_path):
     lines = LINE, LINE|dict(seed=1, accuracy=.91), LINE|dict(lr=.1)
     (tmp_path/'a.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     df = load_results(tmp_path)
     assert len(df)==2 and len(load_results(tmp_path, changed=True))==3
-    table = results_table(df, ['aug20','copy25x2'])
+    table = results_table(df, ['copy25x2','aug20'])
+    assert list(table.index)==['aug20']
     assert list(table.columns)=='model epochs accuracy TTA seeds lesson seconds device amp'.split()
     stats = '0.9050 ± 0.0071','0.9100 ± 0.0000'
     assert list(table.loc['aug20'])==['wide',20,*stats,2,'0.940',1800,'cpu','bf16']
-    todo = 'not run yet: miniai-train --recipe copy25x2'
-    assert list(table.loc['copy25x2'])==['wide',25,todo,'','','0.944','','','']
     changed = results_table(load_results(tmp_path, changed=True))
     assert list(changed.index)==['aug20','aug20'] and 'valid' not in changed
     assert list(changed.lr)==['',.1] and list(changed.lesson)==['0.940','']
     others = pd.DataFrame([LINE|dict(model='model4'), LINE|dict(recipe='mine')])
-    assert list(results_table(others).lesson)==['0.940 with wide','']
+    assert list(results_table(others).lesson)==['','']
     assert list(results_table(pd.DataFrame([LINE|dict(tta_accuracy=None)])).TTA)==['']
-    none = load_results(tmp_path/'nothing')
-    assert 'There are no results in' in capsys.readouterr().out
-    assert len(results_table(none, list(recipes)))==len(recipes)
+    assert len(results_table(load_results(tmp_path/'nothing'), list(recipes)))==0
 
 @pytest.mark.parametrize('change, lesson', [
-    ({}, '0.940'), ({'model': 'model4'}, '0.940 with wide'), ({'epochs': 3}, ''), ({'lr': .1}, ''),
+    ({}, '0.940'), ({'model': 'model4'}, ''), ({'epochs': 3}, ''), ({'lr': .1}, ''),
     ({'images': 60_000}, ''), ({'valid': 5000}, ''), ({'recipe': 'mine'}, '')])
 def test_what_is_compared_with_the_lesson(change, lesson):
     assert list(results_table(pd.DataFrame([LINE|change])).lesson)==[lesson]
