@@ -19,8 +19,6 @@ class Hook:
     "Call `f(hook, module, inputs, output)` after each forward of `m`; it may return a new output"
     handle = None
     def __init__(self, m, f):
-        if not isinstance(m, nn.Module):
-            raise TypeError(f'm must be a module, got {m!r}; pass one of model.modules().')
         ref = weakref.ref(self)  # the module keeps `call`, so `call` must not keep the hook
         def call(mod, inp, outp):
             hook = ref()
@@ -35,13 +33,12 @@ class Hook:
 
 # %% ../nbs/10_activations.ipynb #5a3319a0
 class Hooks(list):
-    "A list of hooks, one on each of the modules `ms`; hooks that leave the list are removed"
+    "A list of hooks, one on each of the modules `ms`"
     def __init__(self, ms, f): super().__init__([Hook(m, f) for m in ms])
     def remove(self):
         for h in self: h.remove()
     def __delitem__(self, i):
-        gone = self[i] if isinstance(i, slice) else [self[i]]
-        for h in gone: h.remove()
+        self[i].remove()
         super().__delitem__(i)
     def __enter__(self): return self
     def __exit__(self, *exc): self.remove()
@@ -67,24 +64,18 @@ class HooksCallback(Callback):
         self.names = []
 
     def before_fit(self, learn):
-        watches = learn.does_train and self.on_train or learn.does_valid and self.on_valid
-        if not watches: return  # and keep what an earlier fit has gathered
+        if not (learn.does_train or self.on_valid): return  # and keep what was gathered
         names = {m: f'{nm} {type(m).__name__}'.strip() for nm,m in learn.model.named_modules()}
-        mods = [m for m in (names if self.mods is None else self.mods) if self.mod_filter(m)]
+        mods = list(filter(self.mod_filter, self.mods or names))
+        if not mods:
+            warnings.warn(f'{type(self).__name__} watches nothing: mod_filter must match modules '
+                          'of the model, got none; print learn.model to see them.')
         self.names = [names[m] for m in mods]
         self.hooks = Hooks(mods, partial(self._call, learn))
-        if mods: return
-        types = sorted({type(m).__name__ for m in names})
-        warnings.warn(f'{type(self).__name__} watches nothing: mod_filter matches none of '
-                      f"the modules, whose types are {', '.join(types)}.")
 
     def _call(self, learn, hook, mod, inp, outp):
         is_on = self.on_train if learn.training else self.on_valid
-        if learn.paused or not is_on: return
-        try: return self.hookfunc(hook, mod, inp, outp)
-        except Exception as e:
-            e.add_note(f'Raised in the hook of {type(self).__name__} on a {type(mod).__name__}.')
-            raise
+        if is_on and not learn.paused: return self.hookfunc(hook, mod, inp, outp)
 
     def cleanup_fit(self, learn): self.hooks.remove()
 
@@ -96,10 +87,7 @@ def _histogram(acts, bins, top): # Fraction of the absolute values in each bin, 
     return acts.new_zeros(bins).index_add_(0, idx, torch.ones_like(sizes))/len(sizes)
 
 def _append_stats(hook, mod, inp, outp, bins, top):
-    if not isinstance(outp, torch.Tensor):
-        raise TypeError(f'The output of {type(mod).__name__} must be a tensor, got a '
-                        f'{type(outp).__name__}; pass a mod_filter without it.')
-    acts = torch.atleast_1d(outp.detach()).float()
+    acts = outp.detach().float()
     mean = acts.mean()
     std = torch.linalg.vector_norm(acts-mean)/acts.numel()**.5  # faster than std() on a CPU
     if not hasattr(hook, 'stats'): hook.stats = []

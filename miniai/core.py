@@ -9,7 +9,6 @@ __all__ = ['def_device', 'show_image', 'subplots', 'get_grid', 'show_images', 'm
 # %% ../nbs/00_core.ipynb #64c473fd
 import math
 import numbers
-import operator
 import random
 import numpy as np
 import torch
@@ -22,9 +21,6 @@ def _as_image(im):
         if im.is_floating_point(): im = im.float()
         im = im.detach().cpu()
     im = np.asarray(im)
-    if im.ndim not in (2,3):
-        raise ValueError(f'An image must have 2 or 3 dimensions, got shape {im.shape}; '
-                         'pass several to show_images.')
     channels_first = im.ndim==3 and im.shape[0] in (1,3,4) and im.shape[2] not in (1,3,4)
     return im.transpose(1,2,0) if channels_first else im
 
@@ -65,34 +61,25 @@ def _grid_shape(n, nrows, ncols):
     return nrows, ncols
 
 def get_grid(
-    n, nrows=None, ncols=None, title=None,
-    weight='normal', # Font weight of the title
-    size='large', # Font size of the title
-    imsize=1.6,
+    n, nrows=None, ncols=None, title=None, imsize=1.6,
     **kwargs # Passed on to `subplots`
 ): # Figure and array of `n` axes
     "Make axes for `n` images, in a grid"
     nrows,ncols = _grid_shape(n, nrows, ncols)
-    fig,axs = subplots(nrows, ncols, imsize=imsize, **kwargs)
+    fig,axs = subplots(nrows, ncols, imsize=imsize, suptitle=title, **kwargs)
     for ax in axs.flat[n:]: ax.axis('off')
-    if title is not None: fig.suptitle(title, weight=weight, size=size)
     return fig, axs.flat[:n]
-
-_grid_options = 'figsize','suptitle','weight','size'
 
 def show_images(
     ims, nrows=None, ncols=None,
     titles=None, # One for each image
-    title=None, imsize=1.6,
-    **kwargs # Passed on to `get_grid` and `show_image`
+    title=None, imsize=1.6, figsize=None,
+    **kwargs # Passed on to `show_image`
 ): # The figure
     "Draw images in a grid"
     if titles is None: titles = [None]*len(ims)
-    if len(titles)!=len(ims):
-        raise ValueError(f'titles must be as many as the {len(ims)} images, got {len(titles)}.')
-    grid_kwargs = {k: kwargs.pop(k) for k in _grid_options if k in kwargs}
-    fig,axs = get_grid(len(ims), nrows, ncols, title, imsize=imsize, **grid_kwargs)
-    for im,t,ax in zip(ims, titles, axs): show_image(im, ax, title=t, **kwargs)
+    fig,axs = get_grid(len(ims), nrows, ncols, title, imsize, figsize=figsize)
+    for im,t,ax in zip(ims, titles, axs, strict=True): show_image(im, ax, title=t, **kwargs)
     return fig
 
 # %% ../nbs/00_core.ipynb #42bd6e52
@@ -121,8 +108,7 @@ def to_device(
     device=None # None is `def_device`
 ):
     "Move every tensor in `b` to `device`"
-    device = torch.device(def_device if device is None else device)
-    def move(t): return t if t.device==device else t.to(device, non_blocking=True)
+    def move(t): return t.to(device or def_device, non_blocking=True)
     return map_batch(move, b)
 
 def to_cpu(b):
@@ -151,25 +137,21 @@ def call_with(f, b, *first):
 # %% ../nbs/00_core.ipynb #e37a925c
 def check_whole(
     least=1,
-    why='', # Ends the message, as in '; pass ...'
     **vals # By name: numbers, or lists of numbers
 ):
     "Raise an error unless all of `vals` are whole numbers of at least `least`"
     for nm,v in vals.items():
-        if isinstance(v, (list,tuple)):
-            for i,o in enumerate(v): check_whole(least, why, **{f'{nm}[{i}]': o})
-        elif not isinstance(v, numbers.Integral) or v<least:
-            raise ValueError(f'{nm} must be a whole number of at least {least}, got {v!r}{why}.')
+        for o in v if isinstance(v, (list,tuple)) else [v]:
+            if not isinstance(o, numbers.Integral) or o<least:
+                raise ValueError(f'{nm} must be a whole number of at least {least}, got {o!r}.')
 
 def set_seed(
     seed,
     deterministic=False # Insist on kernels that repeat, which are slower on a GPU?
 ):
     "Seed Python, numpy and torch"
-    seed = operator.index(seed)
-    if not 0<=seed<2**32: raise ValueError(f'seed must be from 0 to {2**32-1}, got {seed}.')
-    random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # it refuses what is not a whole number from 0 to 2**32-1
+    random.seed(int(seed))
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(deterministic)
 
@@ -179,21 +161,18 @@ def _generators(dls):
     found = []
     for nm in 'train','valid','test':
         dl = getattr(dls, nm, None)
-        batch_sampler = getattr(dl, 'batch_sampler', None)
         sampler = getattr(dl, 'sampler', None)
-        for o in (dl, sampler, batch_sampler, getattr(batch_sampler, 'sampler', None)):
+        batch_sampler = getattr(dl, 'batch_sampler', None)
+        for o in (dl, sampler, getattr(batch_sampler, 'sampler', None)):
             gen = getattr(o, 'generator', None)
             if isinstance(gen, torch.Generator) and gen not in found: found.append(gen)
     return found
 
-def _numpy_state():
-    "numpy's random state, as numbers and a list"
-    kind,keys,*rest = np.random.get_state()
-    return [kind, keys.tolist(), *rest]
-
 def random_state(dls)->dict:
     "The state of every random generator, of those in `dls` too; loads with `weights_only`"
-    state = {'python': random.getstate(), 'numpy': _numpy_state(), 'torch': torch.get_rng_state()}
+    kind,keys,*rest = np.random.get_state()
+    state = {'python': random.getstate(), 'torch': torch.get_rng_state()}
+    state['numpy'] = [kind, keys.tolist(), *rest]  # no array: it would not load
     if torch.cuda.is_available(): state['cuda'] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available(): state['mps'] = torch.mps.get_rng_state()
     state['loaders'] = [g.get_state() for g in _generators(dls)]

@@ -8,7 +8,7 @@ __all__ = ['class_names', 'system_folder', 'hub_name', 'load_idx', 'DataSource',
            'TensorLoader', 'Splits', 'fashion_tensors', 'hold_out', 'image_tensors', 'DataLoaders']
 
 # %% ../nbs/05_datasets.ipynb #665f5008
-import gzip, math, operator, os, struct, warnings, zlib
+import gzip, math, os, struct, zlib
 import numpy as np, torch
 from collections import namedtuple
 from collections.abc import Mapping
@@ -29,24 +29,16 @@ def load_idx(path, ndim)->np.ndarray:
     def bad(msg): return ValueError(f'{path}: {msg}. Replace the file with a fresh download.')
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path} is missing or not a regular file. {_remedy}')
-    n_head = 4+4*ndim
     try:
         with gzip.open(path) as f:
-            head = f.read(n_head)
-            if len(head)<n_head:
-                raise bad(f'the header stops after {len(head)} of {n_head} bytes')
-            magic,*shape = struct.unpack(f'>{1+ndim}I', head)
-            if magic!=0x800+ndim:
-                raise bad(f'magic number is 0x{magic:08x}, expected 0x{0x800+ndim:08x}')
-            size = math.prod(shape)
-            promise = f"the header promises {'×'.join(map(str, shape))} = {size} bytes"
-            if size>1032*os.path.getsize(path):
-                raise bad(f'{promise}, more than a .gz file of this size can hold')
-            data = f.read(size+1)
-    except (EOFError, OSError, zlib.error) as e:
+            magic,*shape = struct.unpack(f'>{1+ndim}I', f.read(4+4*ndim))
+            data = f.read()
+    except (EOFError, OSError, struct.error, zlib.error) as e:
         raise bad(f'not a sound .gz file, or truncated ({e})') from e
-    if len(data)!=size:
-        raise bad(f"{promise}, the file holds {'fewer' if len(data)<size else 'more'}")
+    if magic!=0x800+ndim:
+        raise bad(f'magic number is 0x{magic:08x}, expected 0x{0x800+ndim:08x}')
+    if len(data)!=math.prod(shape):
+        raise bad(f'the header promises {shape}, the file holds {len(data)} bytes')
     return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
 # %% ../nbs/05_datasets.ipynb #b2e28804
@@ -72,25 +64,17 @@ def data_source(path=None, sample=False)->DataSource:
     return DataSource('Hugging Face hub', None)
 
 # %% ../nbs/05_datasets.ipynb #10ecc15b
-def _answers(hub)->bool:
-    try: hub.get_session().head(hub.constants.ENDPOINT, timeout=3)
-    except Exception: return False
-    return True
-
 def _from_hub():
     import datasets, huggingface_hub as hub
-    def set_offline(offline):
-        datasets.config.HF_HUB_OFFLINE = offline
-        hub.constants.HF_HUB_OFFLINE = offline
-    was_offline = datasets.config.HF_HUB_OFFLINE
     try:
-        if not (was_offline or _answers(hub)): set_offline(True)
+        if not datasets.config.HF_HUB_OFFLINE:
+            hub.get_session().head(hub.constants.ENDPOINT, timeout=3)
         return datasets.load_dataset(hub_name)
     except Exception as e:
         raise FileNotFoundError(
             f'No Fashion-MNIST in $MINIAI_DATA (not set), {system_folder} (not there) '
-            f'or on the hub {hub_name} ({type(e).__name__}: {e}). {_remedy}') from e
-    finally: set_offline(was_offline)
+            f'or on the hub {hub_name} ({type(e).__name__}: {e}). {_remedy} '
+            'If you had it from the hub before, set HF_HUB_OFFLINE=1.') from e
 
 # %% ../nbs/05_datasets.ipynb #1a05efa3
 def _read_split(folder, stem):
@@ -98,12 +82,12 @@ def _read_split(folder, stem):
     labels = folder/f'{stem}-labels-idx1-ubyte.gz'
     x = load_idx(images, 3)
     y = load_idx(labels, 1)
-    _,h,w = x.shape
+    n,h,w = x.shape
     if (h,w)!=(28,28): raise ValueError(f'{images} must hold images of 28×28, got {h}×{w}.')
-    if len(x)!=len(y):
-        raise ValueError(f"{images} has {len(x)} images, but {labels} has {len(y)} labels: "
+    if n!=len(y):
+        raise ValueError(f"{images} has {n} images, but {labels} has {len(y)} labels: "
                          "they don't belong together.")
-    if y.max(initial=0)>9: raise ValueError(f'{labels}: labels must be 0 to 9, got {y.max()}.')
+    if y.max()>9: raise ValueError(f'{labels}: labels must be 0 to 9, got {y.max()}.')
     return x,y
 
 def fashion_arrays(
@@ -111,12 +95,10 @@ def fashion_arrays(
     sample=False, # Read the sample that ships with miniai?
 )->dict: # Split name to images (n,28,28) and labels (n,), both `uint8`
     "Read Fashion-MNIST as arrays of bytes, from the place that `data_source` finds"
-    name,folder = data_source(path, sample)
+    folder = data_source(path, sample).folder
     if folder is None:
         dd = _from_hub()
         return {k: (np.stack([*d['image']]), np.array(d['label'], np.uint8)) for k,d in dd.items()}
-    if not folder.is_dir():
-        raise FileNotFoundError(f'{folder} ({name}) is not a folder. {_remedy}')
     return {'train': _read_split(folder, 'train'), 'test': _read_split(folder, 't10k')}
 
 # %% ../nbs/05_datasets.ipynb #e791b4f0
@@ -134,19 +116,16 @@ def fashion_mnist(path=None, sample=False):
 
 # %% ../nbs/05_datasets.ipynb #eed3a061
 def pixel_stats(x)->tuple:
-    "Mean and standard deviation of pixels, white as 1; one per channel for color (n,c,h,w)"
+    "Mean and standard deviation of the bytes `x`, white as 1; lists by channel for color (n,c,h,w)"
     x = torch.as_tensor(x)
-    if x.dtype!=torch.uint8:
-        raise TypeError(f'x must be uint8, got {x.dtype}; for floats use x.mean() and x.std().')
-    channels = x.unbind(1) if x.ndim==4 and x.shape[1]>1 else [x]
-    counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in channels])
-    counts = counts.double().cpu()
-    total = counts.sum(1)
+    if x.ndim==4 and x.shape[1]>1:
+        means,stds = zip(*[pixel_stats(channel) for channel in x.unbind(1)])
+        return list(means),list(stds)
+    counts = torch.bincount(x.flatten(), minlength=256).double().cpu()
     values = torch.arange(256, dtype=torch.double)/255
-    mean = (counts*values).sum(1)/total
-    std = ((counts*(values-mean[:,None])**2).sum(1)/total).sqrt()
-    if len(channels)==1: return mean.item(),std.item()
-    return mean.tolist(),std.tolist()
+    mean = (counts*values).sum()/counts.sum()
+    var = (counts*(values-mean)**2).sum()/counts.sum()
+    return mean.item(),var.sqrt().item()
 
 # %% ../nbs/05_datasets.ipynb #6c6cc61e
 def inplace(f):
@@ -161,8 +140,7 @@ def inplace(f):
 def tensor_images(b):
     "Turn the PIL images in the column `image` into float tensors (c,h,w) in [0,1]"
     from torchvision.transforms.functional import to_tensor
-    ims = [im.convert('RGB') if im.mode=='P' else im for im in b['image']]
-    b['image'] = [to_tensor(im) for im in ims]
+    b['image'] = [to_tensor(im) for im in b['image']]
 
 # %% ../nbs/05_datasets.ipynb #4866621d
 def _collate_columns(rows, columns):
@@ -188,17 +166,15 @@ def get_dls(train_ds, valid_ds, bs, **kwargs):
 # %% ../nbs/05_datasets.ipynb #c01864dd
 class SeededSampler(Sampler):
     "A fresh permutation of `n` indices each epoch, from a generator of its own"
-    def __init__(self, n, seed, generator=None):
+    def __init__(self, n, seed):
         self.n = n
-        self.generator = generator or torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
     def __len__(self): return self.n
     def permutation(self): return torch.randperm(self.n, generator=self.generator)
     def __iter__(self): return iter(self.permutation().tolist())
 
 # %% ../nbs/05_datasets.ipynb #39461b00
-def _whole_seed(seed):
-    if seed is None: seed = torch.randint(2**32, ())
-    return operator.index(seed)
+def _seed_or_new(seed): return torch.randint(2**32, ()).item() if seed is None else seed
 
 class TensorLoader:
     "Batches of the tensors `x` and `y` on the device they are on; bytes become floats in [0,1]"
@@ -209,7 +185,7 @@ class TensorLoader:
         self.x,self.y = x,y
         self.batch_size = int(batch_size)
         self.drop_last = drop_last
-        self.sampler = SeededSampler(len(x), _whole_seed(seed)) if shuffle else None
+        self.sampler = SeededSampler(len(x), _seed_or_new(seed)) if shuffle else None
     def __len__(self):
         if self.drop_last: return len(self.x)//self.batch_size
         return math.ceil(len(self.x)/self.batch_size)
@@ -261,7 +237,7 @@ def _by_name(dd)->dict: # The splits by the names train, valid and test
         raise ValueError(f"Splits must have names, as in {{'train': ...}}, got {dd!r:.80}.")
     splits = {}
     for k,v in dd.items():
-        nm = _names.get(str(k))
+        nm = _names.get(k)
         if nm is None: raise ValueError(f"A split must be one of {', '.join(_names)}, got {k!r}.")
         if nm in splits: raise ValueError(f'There must be one {nm} split, got {list(dd)}.')
         splits[nm] = v
@@ -269,32 +245,22 @@ def _by_name(dd)->dict: # The splits by the names train, valid and test
     return splits
 
 # %% ../nbs/05_datasets.ipynb #da7b0008
-def _open(o): # The encoded image `o` as a PIL image of 8 bits
-    from datasets import Image
-    try:
-        im = Image().decode_example(o)
-        if im.mode[0] in 'IF': raise ValueError(f'the mode {im.mode} is not one of 8 bits')
-        return im
-    except Exception as e:
-        raise ValueError(f'{_file(o)} cannot be used ({e}): replace it or leave it out.') from e
-
-def _file(o): return (o or {}).get('path') or 'An image without a file name'
-
 class _Decoder:
     "Decode the column `image` of a dataset, every image to the shape of the first"
     def __init__(self, image, label, size, mode):
-        if mode not in (None,'L','RGB','RGBA'):
-            raise ValueError(f'mode must be L, RGB or RGBA, got {mode!r}.')
-        if size is not None:
-            if not isinstance(size, (tuple,list)): size = size,size
-            check_whole(size=size)
         self.image,self.label = image,label
-        self.size = size
+        self.size = (size,size) if isinstance(size, int) else size
         self.mode = mode
         self.shape = None
 
     def pixels(self, o): # The encoded image `o` as `uint8` (c,h,w)
-        im = _open(o)
+        from datasets import Image
+        name = o['path'] or 'An image without a file name'
+        try:
+            im = Image().decode_example(o)
+            if im.mode[0] in 'IF': raise ValueError(f'the mode {im.mode} is not one of 8 bits')
+        except Exception as e:
+            raise ValueError(f'{name} cannot be used ({e}): replace it or leave it out.') from e
         is_gray = im.mode in ('1','L','LA')
         im = im.convert(self.mode or ('L' if is_gray else 'RGB'))
         if self.size:
@@ -303,45 +269,34 @@ class _Decoder:
         x = np.atleast_3d(im).transpose(2,0,1).copy()
         if self.shape is None: self.shape = x.shape
         if x.shape!=self.shape:
-            raise ValueError(f"{_file(o)} must have the first image's shape {self.shape}, got "
+            raise ValueError(f"{name} must have the first image's shape {self.shape}, got "
                 f"{x.shape}; pass size= for equal sizes, mode='RGB' or 'L' for equal channels.")
         return torch.from_numpy(x)
 
     def __call__(self, b):
         x = [self.pixels(o).float().div_(255) for o in b[self.image]]
-        y = [torch.tensor(o) for o in b[self.label]]
-        return {self.image: x, self.label: y}
+        return {self.image: x, self.label: b[self.label]}
 
 # %% ../nbs/05_datasets.ipynb #da7b000a
 def _features(ds)->dict: # Column name to feature; empty for lists and other datasets without
     features = getattr(ds, 'features', None)
     return features if isinstance(features, Mapping) else {}
 
-def _kind(f)->str: # `Image`, `ClassLabel` and so on; for plain values their type, such as `int64`
-    return f.dtype if type(f).__name__=='Value' else type(f).__name__
-
 def _vocab(splits): # Names of the first `ClassLabel` column, or None
-    for ds in splits.values():
-        for f in _features(ds).values():
-            if _kind(f)=='ClassLabel': return f.names
+    for f in _features(next(iter(splits.values()))).values():
+        if hasattr(f, 'names'): return f.names
 
-def _column(features, what, given, *kinds)->str: # `given`, or the only one of a kind
-    found = [given] if given else []
-    for kind in kinds:
-        if not found: found = [k for k,f in features.items() if _kind(f).startswith(kind)]
-    if len(found)==1 and found[0] in features: return found[0]
-    raise ValueError(f'The {what} column must be one of {[*features]}, got {found}; pass {what}= '
-                     'with its name. An image folder needs one subfolder per class.')
+def _column(features, kind)->str: # Name of the only column of a kind
+    found = [k for k,f in features.items() if isinstance(f, kind)]
+    if len(found)==1: return found[0]
+    raise ValueError(f'There must be one {kind.__name__} column, got {found} in {[*features]}; '
+        'pass dd.select_columns([...]), or dd.class_encode_column(...) for other labels. '
+        'An image folder needs one subfolder per class.')
 
-def _encoded(dd, size, mode, image, label)->tuple: # Splits of encoded images, and their `_Decoder`
-    from datasets import Image
+def _encoded(dd, size, mode)->tuple: # Splits of encoded images, and their `_Decoder`
+    from datasets import ClassLabel, Image
     features = _features(next(iter(dd.values())))
-    image = _column(features, 'image', image, 'Image')
-    label = _column(features, 'label', label, 'ClassLabel', ('int','uint'))
-    kind = _kind(features[label])
-    if kind in ('string','large_string'):
-        raise ValueError(f'The label column must hold numbers, got {label} of type {kind}; '
-                         f'pass dd.class_encode_column({label!r}).')
+    image,label = _column(features, Image),_column(features, ClassLabel)
     if any(ds.format['type'] for ds in dd.values()):
         raise ValueError('The images already have a transform; remove it: dd.with_format(None).')
     encoded = Image(decode=False)
@@ -354,13 +309,11 @@ def image_tensors(
     dd, # `DatasetDict` as `load_dataset` returns it
     size=None, # Height and width to crop and scale to, a number or a pair; None keeps the size
     mode=None, # `RGB`, or `L` for gray; None keeps gray images gray and turns others into RGB
-    image=None, # Name of the image column; None finds it by its feature
-    label=None, # Name of the label column; None finds it by its feature
     device=None, # None is `def_device`
 )->Splits: # `uint8` (n,c,h,w) and labels
     "Decode the images of a `DatasetDict` into tensors, with their labels and class names"
     _by_name(dd)  # checks the names
-    dd,decoder = _encoded(dd, size, mode, image, label)
+    dd,decoder = _encoded(dd, size, mode)
     splits = Splits({}, _vocab(dd))
     for k,ds in dd.items():
         x = torch.stack([decoder.pixels(o) for o in ds[decoder.image]])
@@ -368,25 +321,12 @@ def image_tensors(
         splits[k] = to_device((x,y), device)
     return splits
 
-# %% ../nbs/05_datasets.ipynb #05c0de01
+# %% ../nbs/05_datasets.ipynb #91d6d75b
 def _is_raw(ds)->bool: # Are there images that nothing decodes yet?
-    has_images = any(_kind(f)=='Image' for f in _features(ds).values())
+    from datasets import Image
+    has_images = any(isinstance(f, Image) for f in _features(ds).values())
     return has_images and ds.format['type'] is None
 
-def _loader(ds, seed, as_tuple, **kwargs):
-    kw = {'generator': torch.Generator().manual_seed(seed)} | kwargs
-    if as_tuple and 'collate_fn' not in kw and len(ds): kw['collate_fn'] = collate_dict(ds)
-    return DataLoader(ds, **kw)
-
-def _train_loader(ds, seed, as_tuple, batch_size, drop_last,
-                  sampler=None, batch_sampler=None, shuffle=None, **kwargs):
-    if batch_sampler is None: kwargs |= {'batch_size': batch_size, 'drop_last': drop_last}
-    order = dict(sampler=sampler, batch_sampler=batch_sampler, shuffle=shuffle)
-    if sampler is batch_sampler is None and shuffle in (None,True):
-        order = dict(sampler=SeededSampler(len(ds), seed, kwargs.get('generator')))
-    return _loader(ds, seed, as_tuple, **order, **kwargs)
-
-# %% ../nbs/05_datasets.ipynb #91d6d75b
 class DataLoaders:
     "The loaders that a `Learner` uses, and the class names in `vocab` where they are known"
     def __init__(self, train=None, valid=None, test=None, vocab=None):
@@ -400,35 +340,35 @@ class DataLoaders:
         as_tuple=True, # Make tuples of rows that are dicts?
         drop_last=False, # Leave out a last training batch that is not full?
         seed=None, # Seed of the order; None draws one from torch's global generator
-        vocab=None, # Class names; None takes those of the first `ClassLabel` column
         size=None, # Height and width of encoded images, as in `image_tensors`
         mode=None, # `RGB` or `L` for encoded images, as in `image_tensors`
-        image=None, # Name of the column of encoded images; None finds it by its feature
-        label=None, # Name of their label column; None finds it by its feature
+        sampler=None, # Order of the training split, instead of shuffling it
+        shuffle=True, # Shuffle the training split?
         **kwargs, # Passed on to `DataLoader`
     ):
         "Make loaders of a `DatasetDict`, the training split shuffled, encoded images as tensors"
-        check_whole(batch_size=batch_size)
         splits = _by_name(dd)
-        asked = size or mode or image or label
+        seed = _seed_or_new(seed)
         has_raw = any(_is_raw(ds) for ds in splits.values())
-        if asked or has_raw and 'collate_fn' not in kwargs:
-            splits,decoder = _encoded(splits, size, mode, image, label)
+        if size or mode or has_raw and 'collate_fn' not in kwargs:
+            splits,decoder = _encoded(splits, size, mode)
             splits = {k: ds.with_transform(decoder) for k,ds in splits.items()}
-        order = {k: kwargs.pop(k, None) for k in ('sampler','batch_sampler','shuffle')}
-        kw = dict(seed=_whole_seed(seed), as_tuple=as_tuple, batch_size=int(batch_size), **kwargs)
-        dls = {k: _loader(ds, **kw) for k,ds in splits.items() if k!='train'}
-        if 'train' in splits:
-            dls['train'] = _train_loader(splits['train'], drop_last=drop_last, **order, **kw)
-        return cls(**dls, vocab=_vocab(splits) if vocab is None else vocab)
+        dls = {}
+        for k,ds in splits.items():
+            kw = {'generator': torch.Generator().manual_seed(seed)} | kwargs
+            if as_tuple and 'collate_fn' not in kw: kw['collate_fn'] = collate_dict(ds)
+            if k=='train':
+                if shuffle and sampler is None: sampler = SeededSampler(len(ds), seed)
+                kw |= {'sampler': sampler, 'drop_last': drop_last}
+            dls[k] = DataLoader(ds, batch_size, **kw)
+        return cls(**dls, vocab=_vocab(splits))
 
     @classmethod
     def from_tensors(cls, splits, batch_size, drop_last=False, seed=None, vocab=None):
         "Make loaders of `splits` as `fashion_tensors` returns them; arguments as in `from_dd`"
-        seed = _whole_seed(seed)
+        seed = _seed_or_new(seed)
         dls = {}
         for k,(x,y) in _by_name(splits).items():
             train = k=='train'
             dls[k] = TensorLoader(x, y, batch_size, train, drop_last and train, seed)
-        if vocab is None: vocab = getattr(splits, 'vocab', None)
-        return cls(**dls, vocab=vocab)
+        return cls(**dls, vocab=vocab or getattr(splits, 'vocab', None))

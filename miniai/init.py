@@ -6,14 +6,14 @@
 __all__ = ['act_gr', 'GeneralRelu', 'conv', 'init_weights', 'lsuv_init', 'Normalize', 'BatchTransformCB']
 
 # %% ../nbs/11_init.ipynb #e9fe371b
-import math
+import copy, math
 import torch, torch.nn.functional as F
 from collections.abc import Mapping
 from functools import partial
 from torch import nn
 from .activations import Hook, Hooks
 from .learner import Callback, DeviceCB
-from .safety import describe, keep_modes, keep_weights, restoring
+from .safety import describe
 
 # %% ../nbs/11_init.ipynb #493a65da
 class GeneralRelu(nn.Module):
@@ -59,51 +59,42 @@ def lsuv_init(
 ):
     "Scale weights and shift biases, layer by layer, to outputs of mean 0 and standard deviation 1"
     if isinstance(xb, nn.Module):  # the course's call is lsuv_init(model, m, m_in, xb)
-        m,m_in,xb = xb,pairs,tol
-        _lsuv(model, xb, [(m,m_in)], 1e-3, max_iter)
-    else: _lsuv(model, xb, pairs, tol, max_iter)
-
-def _lsuv(model, xb, pairs, tol, max_iter):
-    with restoring(keep_modes(model), keep_weights(model)):
-        model.eval()
-        if pairs is None: pairs = _in_forward_order(model, xb)
-        found = {}
-        for m,m_in in pairs:
-            _unit_variance(model, xb, m, m_in, tol, max_iter)
-            for p in m_in.parameters(recurse=False): found[p] = p.clone()
-    for p,value in found.items(): p.copy_(value)
+        pairs,xb = [(xb,pairs)],tol
+        tol = 1e-3
+    twin,pairs = copy.deepcopy((model, pairs))
+    twin.eval()
+    if pairs is None: pairs = _in_forward_order(twin, xb)
+    for m,m_in in pairs: _unit_variance(twin, xb, m, m_in, tol, max_iter)
+    for p,new in zip(model.parameters(), twin.parameters()): p.copy_(new)
 
 def _in_forward_order(model, xb): # Each layer that model(xb) uses, paired with itself
-    seen = {}
-    def note(hook, mod, inp, outp): seen[mod] = mod
+    seen = []
+    def note(hook, mod, inp, outp):
+        if mod not in seen: seen.append(mod)
     with Hooks([m for m in model.modules() if isinstance(m, _weighted)], note): model(xb)
-    if seen: return seen.items()
-    raise ValueError('The model must have convolutions or linear layers; pass pairs for others.')
+    return [(m,m) for m in seen]
 
 def _unit_variance(model, xb, m, m_in, tol, max_iter): # Change `m_in` for the output of `m`
-    bias = getattr(m_in, 'bias', None)
+    def measure(hook, mod, inp, outp): hook.stats = outp.mean().item(),outp.std().item()
     for _ in range(max_iter+1):
-        mean,std = _mean_and_std(model, xb, m)
+        with Hook(m, measure) as hook: model(xb)
+        if not hasattr(hook, 'stats'):
+            raise ValueError(f'The module to measure must take part in model(xb), got {m}.')
+        mean,std = hook.stats
         found = f'The output of {m} has mean {mean:.3g} and standard deviation {std:.3g}'
         if not 0<std<math.inf:
             raise ValueError(f'{found}, which no scale makes 1: '
                              'is something before it constant or infinite?')
-        is_centered = bias is None or abs(mean)<=tol
+        is_centered = m_in.bias is None or abs(mean)<=tol
         if is_centered and abs(std-1)<=tol: return
         m_in.weight.div_(std)
-        if bias is not None: bias.sub_(mean).div_(std)
+        if m_in.bias is not None: m_in.bias.sub_(mean).div_(std)
     raise ValueError(f'{found} after {max_iter} changes: raise tol or max_iter, '
                      'or measure before the activation.')
 
-def _mean_and_std(model, xb, m): # Of the output of `m`
-    def measure(hook, mod, inp, outp): hook.stats = outp.mean().item(),outp.std().item()
-    with Hook(m, measure) as hook: model(xb)
-    if hasattr(hook, 'stats'): return hook.stats
-    raise ValueError(f'The module to measure must take part in model(xb), got {m}.')
-
 # %% ../nbs/11_init.ipynb #aaaa0002
 def _per_channel(v): # `v` as a tensor of its own that broadcasts over (n,c,h,w)
-    return torch.as_tensor(v, dtype=torch.float).detach().clone().reshape(-1,1,1)
+    return torch.as_tensor(v, dtype=torch.float).clone().reshape(-1,1,1)
 
 def _rounded(t): return [round(v, 4) for v in t.flatten().tolist()]
 
@@ -119,10 +110,7 @@ class Normalize(nn.Module):
     def extra_repr(self): return f'mean={_rounded(self.mean)}, std={_rounded(self.std)}'
 
 # %% ../nbs/11_init.ipynb #9d90a0be
-def _structure(b): # Kind of a batch, and its keys or positions
-    if isinstance(b, Mapping): return 'dict',[*b]
-    if isinstance(b, (tuple,list)): return 'tuple',[*range(len(b))]
-    return type(b).__name__,[]
+def _n_items(b): return len(b) if isinstance(b, (tuple,list,Mapping)) else 0
 
 class BatchTransformCB(Callback):
     "Replace each batch by `tfm(batch)`, which keeps its items and may add some, on the device"
@@ -133,11 +121,9 @@ class BatchTransformCB(Callback):
     def before_batch(self, learn):
         is_on = self.on_train if learn.training else self.on_val
         if not is_on: return
-        kind,items = _structure(learn.batch)
+        n = _n_items(learn.batch)
         b = self.tfm(learn.batch)
-        new_kind,new_items = _structure(b)
-        if new_kind!=kind or not set(items)<=set(new_items):
-            nm = getattr(self.tfm, '__name__', type(self.tfm).__name__)
-            raise TypeError(f'{nm} must return a {kind} with items {items}, got a {new_kind} of '
-                            f'{describe(b)}; return the whole batch, for example (x, *b[1:]).')
+        if _n_items(b)<n:
+            raise TypeError(f'tfm must return all {n} items of the batch, got {describe(b)}; '
+                            'return the whole batch, for example (x, *b[1:]).')
         learn.batch = b

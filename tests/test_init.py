@@ -155,13 +155,6 @@ def test_lsuv_errors(xb, make, msg):
     with pytest.raises(ValueError, match=msg): lsuv_init(m, **{'xb': xb, **make(m)})
     assert trace(m, True)==before
 
-def test_lsuv_without_layers(xb):
-    msg = 'must have convolutions or linear layers; pass pairs'
-    with pytest.raises(ValueError, match=msg): lsuv_init(nn.Sequential(nn.ReLU(), nn.Flatten()), xb)
-
-def test_lsuv_of_a_lazy_model(xb):
-    with pytest.raises(ValueError, match='lazy'): lsuv_init(nn.Sequential(nn.LazyConv2d(4, 3)), xb)
-
 def test_lsuv_of_a_plain_relu_fails_clearly_and_changes_nothing(xb):
     m = nn.Sequential(conv(1,4), conv(4,4))
     before = trace(m, True)
@@ -282,16 +275,11 @@ def loses_y(b):
     return b
 
 @pytest.mark.parametrize('batch, tfm, msg', [
-    ((x,y), lambda b: b[0], r'<lambda> must return a tuple with items \[0, 1\], got a Tensor'),
-    ((x,y), lambda b: b[0], r'return the whole batch, for example \(x, \*b\[1:\]\)'),
-    ((x,y), lambda b: None, 'got a NoneType'), ((x,y), lambda b: b[:1], r'a tuple of \(4, 4\)'),
-    ((x,y), lambda b: {'x': b[0], 'y': b[1]}, 'got a dict'),
-    ((x,y), lambda b: torch.stack([b[0], b[0]]), 'got a Tensor'),
-    ({'x': x, 'y': y}, lambda b: {'x': b['x']}, r"items \['x', 'y'\], got a dict of \{x: [^,]*, 4\)"),
-    ({'x': x, 'y': y}, loses_y, r"loses_y must .*, got a dict of \{x: [^y]*;"),
-    ({'x': x, 'y': y}, lambda b: (b['x'], b['y']), 'got a tuple'),
-    (x, lambda b: (b,b), 'must return a Tensor .*, got a tuple')])
-def test_transforms_that_change_the_structure(batch, tfm, msg):
+    ((x,y), lambda b: b[0], r'return all 2 items of the batch, got \(4, 4\).*\(x, \*b\[1:\]\)'),
+    ((x,y), lambda b: None, 'got none'), ((x,y), lambda b: b[:1], r'got \(4, 4\)'),
+    ({'x': x, 'y': y}, lambda b: {'x': b['x']}, r'got \{x: [^,]*, 4\)'),
+    ({'x': x, 'y': y}, loses_y, r'got \{x: [^y]*;')])
+def test_transforms_that_lose_items(batch, tfm, msg):
     with pytest.raises(TypeError, match=msg) as e: fit_with(tfm, batch)
     assert 'Raised in callback BatchTransformCB, event before_batch.' in e.value.__notes__
 

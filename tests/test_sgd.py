@@ -9,8 +9,7 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 from miniai.learner import Callback, CancelBatchException, TrainLearner
 from miniai.sgd import (BaseSchedCB, BatchSchedCB, CosineAnnealing, EpochSchedCB, HasLearnCB,
-                        OneCycle, RecorderCB, Schedule, group_lr, group_mom, momentum_key,
-                        param_groups)
+                        OneCycle, RecorderCB, group_lr, group_mom, momentum_key)
 from conftest import toy_dls, toy_model
 
 def two_groups(opt_func=optim.SGD, **kw):
@@ -58,7 +57,7 @@ def check_onecycle(opt_func, **kw):
 @pytest.mark.parametrize('anneal', ['cos','linear'])
 @pytest.mark.parametrize('max_lr', [.1, [.05,.7]])
 def test_onecycle_equals_torch(opt_func, anneal, max_lr):
-    moms = (.85,.95), (.5,.9), ([.8,.7],[.9,.99])
+    moms = (.85,.95), (.5,.9)
     settings = product((7,10,61), (.25,.3,.5,.9), (25.,2.), (1e4,10.), moms)
     for n,pct,div,final,(base,high) in settings:
         check_onecycle(opt_func, max_lr=max_lr, total_steps=n, pct_start=pct,
@@ -81,19 +80,6 @@ def test_other_betas_stay():
     opt = two_groups(optim.AdamW, betas=(.9,.97))
     OneCycle(opt, .1, 10).step()
     assert [g['betas'][1:] for g in opt.param_groups]==[(.97,)]*2
-
-def test_a_rate_that_is_a_tensor_stays_the_same_tensor():
-    lrs = [torch.tensor(.02), torch.tensor(.3)]
-    groups = [{'params': [nn.Parameter(torch.ones(2))], 'lr': lr} for lr in lrs]
-    opt = optim.AdamW(groups, foreach=False)
-    sched = CosineAnnealing(opt, 4)
-    for _ in range(2): sched.step()
-    assert all(g['lr'] is lr for g,lr in zip(opt.param_groups, lrs))
-    assert torch.allclose(torch.stack(lrs), torch.tensor([.01,.15]))
-
-def test_eta_min_for_each_group():
-    make = partial(CosineAnnealing, total_steps=5, eta_min=[.001,.01])
-    assert trace(make, two_groups(), 5)[-1]==[(.001,0),(.01,0)]
 
 # saved and loaded
 
@@ -150,28 +136,20 @@ def test_optimizer_state_loaded_on_the_way():
     assert seen==whole[1:]
 
 def test_states_that_do_not_fit():
-    sched = MAKERS['onecycle'](two_groups())
-    before = sched.state_dict(),read(sched.opt)
-    one,plain = optim.SGD([nn.Parameter(torch.ones(1))], .1),two_groups(optim.Adagrad)
-    theirs = lr_scheduler.OneCycleLR(two_groups(), .1, 10).state_dict()
-    keys = r"must have \['total_steps', 'anneal_strategy', .*pass what OneCycle.state_dict"
-    for state,msg in ((theirs, keys), ({}, r'got \[\]; pass what'),
-                      (CosineAnnealing(one, 10).state_dict(), 'lr must have 2 values for each'),
-                      ({**before[0], 't': 13}, 't must be from 0 to total_steps=12, got 13')):
-        with pytest.raises(ValueError, match=msg): sched.load_state_dict(state)
-        assert (sched.state_dict(),read(sched.opt))==before
+    sched,adagrad = MAKERS['onecycle'](two_groups()),two_groups(optim.Adagrad)
+    one = CosineAnnealing(optim.SGD([nn.Parameter(torch.ones(1))], .1), 10)
+    for state in lr_scheduler.OneCycleLR(two_groups(), .1, 10).state_dict(), {}:
+        with pytest.raises(TypeError, match='argument'): sched.load_state_dict(state)
+    with pytest.raises(ValueError, match='shorter'): sched.load_state_dict(one.state_dict())
     with pytest.raises(ValueError, match='Adagrad must have momentum or betas'):
-        CosineAnnealing(plain, 12).load_state_dict(before[0])
+        CosineAnnealing(adagrad, 12).load_state_dict(MAKERS['onecycle'](two_groups()).state_dict())
 
 # errors
 
-@pytest.mark.parametrize('f', [partial(OneCycle, max_lr=.1), CosineAnnealing,
-                               partial(Schedule, points=[0,9], lr=[[1,0]]*2)],
-                         ids=['onecycle','cosine','schedule'])
 @pytest.mark.parametrize('total', [0, -3, 2.5, 10., None, '10', float('nan')])
-def test_impossible_total(f, total):
-    msg = 'total_steps .*whole number of at least 1.*; pass epochs times batches'
-    with pytest.raises(ValueError, match=msg): f(two_groups(), total_steps=total)
+def test_impossible_total(total):
+    with pytest.raises(ValueError, match='total_steps must be a whole number of at least 1'):
+        CosineAnnealing(two_groups(), total)
 
 @pytest.mark.parametrize('n, pct', [(1,.3), (3,.3), (10,.1), (10,0.), (10,-.5), (10,1.), (10,1.5),
                                     (10,math.nan)])
@@ -198,33 +176,6 @@ def test_no_momentum_to_cycle(opt_func):
     with pytest.raises(ValueError, match=msg): OneCycle(opt, .1, 10)
     assert read(opt)==before
     OneCycle(opt, .1, 10, cycle_momentum=False).step()
-
-@pytest.mark.parametrize('kw, msg', [
-    (dict(max_lr=[.1]), 'max_lr must have one value for each of 2 groups, got 1'),
-    (dict(max_momentum=[.9]), 'max_momentum must have .*got 1'),
-    (dict(base_momentum=(.1,.2,.3)), 'base_momentum must have .*got 3'),
-    (dict(anneal_strategy='exp'), r"anneal_strategy must be .*'cos', 'linear'\], got 'exp'")])
-def test_bad_settings(kw, msg):
-    kw = {'max_lr': .1, 'total_steps': 10, **kw}
-    with pytest.raises(ValueError, match=msg): OneCycle(two_groups(), **kw)
-
-@pytest.mark.parametrize('kw, msg', [
-    (dict(points=[0]), 'two or more numbers that rise'),
-    (dict(points=[0,5,5]), 'two or more numbers that rise'),
-    (dict(points=[0,9,5]), 'two or more numbers that rise'),
-    (dict(lr=[[1,0]]), 'lr must have 2 values for each of 2 groups'),
-    (dict(lr=[[1,0],[1]]), 'lr must have 2 values'),
-    (dict(mom=[[.9,.8]]), 'mom must have 2 values for each of 2')])
-def test_bad_points(kw, msg):
-    kw = {'points': [0,10], 'lr': [[1,0]]*2, **kw}
-    with pytest.raises(ValueError, match=msg): Schedule(two_groups(), 10, **kw)
-
-def test_a_group_added_on_the_way():
-    sched = MAKERS['cosine'](two_groups())
-    sched.opt.add_param_group({'params': [nn.Parameter(torch.ones(1))]})
-    with pytest.raises(ValueError, match='CosineAnnealing was made for 2 parameter groups'):
-        sched.step()
-    assert sched.t==0
 
 # in fits
 
@@ -307,54 +258,9 @@ def test_validation_and_cancelled_batches_take_no_step():
     learner(cb, rec, Skip()).fit(2)
     assert cb.schedo.t==len(rec.recs['lr'])==6
 
-@pytest.mark.parametrize('cb', [BatchSchedCB, EpochSchedCB])
-def test_a_finished_scheduler_is_refused(cb):
-    for sched in CosineAnnealing(two_groups(), 3), lr_scheduler.CosineAnnealingLR(two_groups(), 3):
-        with pytest.raises(TypeError, match='must be a function .*, got a CosineAnn'): cb(sched)
-
-class Plain:
-    "As an optimizer written from scratch has it: params, lr, step and zero_grad"
-    def __init__(self, params, lr): self.params,self.lr = list(params),lr
-    def step(self):
-        with torch.no_grad():
-            for p in self.params: p -= p.grad*self.lr
-    def zero_grad(self):
-        for p in self.params: p.grad = None
-
-@pytest.mark.parametrize('sched', [None, CosineAnnealing,
-                                   partial(OneCycle, max_lr=.1, cycle_momentum=False)])
-def test_an_optimizer_of_ones_own(sched):
-    "The same rates, losses and weights as with SGD, in fits, schedules and records"
-    def run(opt_func):
-        rec = RecorderCB(lr=group_lr, lr2=lambda cb: cb.pg['lr'], loss=lambda learn: learn.loss)
-        cbs = [BatchSchedCB(partial(sched, total_steps=8))] if sched else []
-        learn = learner(rec, *cbs, opt_func=opt_func)
-        learn.fit(2)
-        recs = rec.recs
-        return recs['lr'], recs['lr2'], [torch.stack(recs['loss']), *learn.model.parameters()]
-    lr,lr2,ours = run(Plain)
-    want,_,theirs = run(optim.SGD)
-    assert lr==lr2==want and all(torch.allclose(a, b, atol=1e-6) for a,b in zip(ours, theirs))
-    rec = RecorderCB()
-    learner(rec, opt_func=Plain).fit(1)
-    assert list(rec.recs)==['lr','loss'] and rec.recs['lr']==[.1]*4
-
-def test_what_an_optimizer_of_ones_own_lacks():
-    with pytest.raises(ValueError, match='Plain must have momentum or betas'):
-        OneCycle(Plain([], .1), .1, 10)
-    class Hidden(Plain):
-        def __init__(self, params, lr): self.params,self.rate = list(params),lr
-    for make in CosineAnnealing,partial(OneCycle, max_lr=.1):
-        sched = BatchSchedCB(partial(make, total_steps=8))
-        with pytest.raises(TypeError, match='Hidden must have a learning rate.*param_groups'):
-            learner(sched, opt_func=Hidden).fit(2)
-
-def test_groups_and_momentum_of_any_optimizer():
-    opt = Plain([], .1)
-    assert param_groups(opt)==[vars(opt)] and momentum_key(opt) is None
+def test_momentum_key():
     for opt_func,key in (optim.SGD,'momentum'),(optim.AdamW,'betas'),(optim.Adagrad,None):
-        opt = two_groups(opt_func)
-        assert param_groups(opt) is opt.param_groups and momentum_key(opt)==key
+        assert momentum_key(two_groups(opt_func))==key
 
 @pytest.mark.parametrize('number', [np.int64, np.int32, np.uint8])
 def test_numbers_from_numpy(number):
@@ -576,10 +482,6 @@ def test_recorder_keeps_values_that_are_changed_in_place():
     rec = RecorderCB(w=lambda learn: learn.model[0].bias)
     learner(rec, opt_func=optim.SGD).fit(1)
     assert len({tuple(v.tolist()) for v in rec.recs['w']})==4
-
-def test_recorder_names_the_optimizer_without_momentum():
-    with pytest.raises(ValueError, match='Adagrad must have momentum or betas to record'):
-        learner(RecorderCB(mom=group_mom), opt_func=optim.Adagrad).fit(1)
 
 def test_recorder_plot():
     import matplotlib
