@@ -49,18 +49,16 @@ def tfm_batch(b, tfm_x=fc.noop, tfm_y=fc.noop):
     return tfm_x(b[0]), *map(tfm_y, b[1:])
 
 # %% ../nbs/14_augment.ipynb #aee8571c
-class _FirstBatchCB(Callback): # Keep the first batch as it reaches the model, and end the fit
-    order = 2000
+class _BatchReadyCB(Callback): # End the fit when the first batch is ready for the model
+    order = 2000  # after all others
     skip_dry_run = True
-    def before_batch(self, learn):
-        self.batch = to_cpu(learn.batch)
-        raise CancelFitException()
+    def before_batch(self, learn): raise CancelFitException()
 
 def drawable(x):
     "Images that `show_images` can draw: colors are scaled to [0,1], grays stay as they are"
     if x.ndim<4 or x.shape[1]<3: return x
     low,high = x.min(),x.max()
-    return (x.float()-low)/(high-low).clamp(min=1e-12)
+    return (x.float()-low)/(high-low)
 
 @patch
 @fc.delegates(show_images)
@@ -72,12 +70,11 @@ def show_image_batch(
     **kwargs
 ):
     "Show images of the first training batch as they reach the model"
-    first = _FirstBatchCB()
     with no_trace(self, train=False) as dry:
         torch.seed()  # each call shows other random changes
         random.seed()
-        dry.fit(1, valid=False, cbs=[*fc.L(cbs), first])
-    images = tensors(first.batch)[0][:max_n]
+        dry.fit(1, valid=False, cbs=[*fc.L(cbs), _BatchReadyCB()])
+    images = tensors(to_cpu(dry.batch))[0][:max_n]
     return show_images(drawable(images), title=title, **kwargs)
 
 # %% ../nbs/14_augment.ipynb #9bab1088
@@ -91,7 +88,7 @@ def gather_pixels(x, src):
     places = src.flatten(1)[:,None].expand(n, c, -1)
     return x.flatten(2).gather(2, places).view(n, c, *src.shape[1:])
 
-class _RandTfm(nn.Module):
+class _RandTfm(nn.Module): # Its text shows its options, since recipes tell runs apart by it
     def extra_repr(self):
         args = {k: v for k,v in vars(self).items() if k[0]!='_' and k!='training'}
         return ', '.join(f'{k}={v}' for k,v in args.items())
@@ -109,7 +106,7 @@ class RandCrop(_RandTfm):
 
     def forward(self, x):
         n,_,h,w = x.shape
-        if not self.per_image: n = 1
+        if not self.per_image: n = 1  # one draw for all
         rows = _shifted(x, n, h, self.padding)
         cols = _shifted(x, n, w, self.padding)
         return gather_pixels(x, rows[:,:,None]*w + cols[:,None])
@@ -123,7 +120,7 @@ class RandFlip(_RandTfm):
 
     def forward(self, x):
         n,_,_,_ = x.shape
-        if not self.per_image: n = 1
+        if not self.per_image: n = 1  # one draw for all
         flips = torch.rand((n,1,1,1), device=x.device)<self.p
         return torch.where(flips, x.flip(-1), x)
 
@@ -147,7 +144,7 @@ def random_corners(x, shape, bh, bw):
 def _rand_boxes(x, pct, max_num, per_image): # Top and left, size and mask of boxes (n,max_num)
     if not 0<pct<=1: raise ValueError(f'pct must be a fraction above 0 and at most 1, got {pct}.')
     n,_,h,w = x.shape
-    if not per_image: n = 1
+    if not per_image: n = 1  # one draw for all
     size = int(pct*h),int(pct*w)
     top,left = random_corners(x, (n,max_num), *size)
     count = random_integers(x, (n,1), max_num)
@@ -209,7 +206,7 @@ class CapturePreds(Callback):
     def after_batch(self, learn):
         inps = learn.xb if self.inps else ()
         self.batches.append(to_cpu((learn.preds, learn.yb, inps)))
-    def cleanup_epoch(self, learn):
+    def cleanup_epoch(self, learn): # also where the fit ends early
         if not self.batches: return
         preds,targs,inps = zip(*self.batches)
         self.all_preds = join_batches(preds)
@@ -235,7 +232,7 @@ def capture_preds(
 # %% ../nbs/14_augment.ipynb #6c30d28a
 class TTACB(Callback):
     "Validate with the mean prediction over several views of each batch"
-    order = 1000
+    order = 1000  # after those that change predictions
     def __init__(
         self,
         views, # Functions of the inputs
@@ -286,14 +283,13 @@ def ensemble(
     learners,
     views=(fc.noop,), # As `TTACB` takes them
     probs=True, # Average probabilities? Otherwise scores
-    dl=None, # A loader; None takes the first learner's for validation
 )->tuple: # Mean predictions and targets
-    "Predictions of `learners`, each as by `tta`, averaged"
-    if dl is None: dl = learners[0].dls.valid
+    "Average the predictions of `learners`, each by `tta`, for the first one's validation data"
+    dl = learners[0].dls.valid
     results = [learn.tta(views, probs, dl=dl) for learn in learners]
     preds,targs = zip(*results)
     if not all(t.equal(targs[0]) for t in targs):
-        raise ValueError('dl must give the same rows each time, got others the second time; '
+        raise ValueError('dls.valid must give the same rows each time, got others the second time; '
                          'pass one that does not shuffle.')
     return torch.stack(preds).mean(0), targs[0]
 

@@ -33,11 +33,11 @@ poolnet = partial(get_model, nfs=(16,64,128,256), block=pool_block, stem=conv, p
                   act=nn.GELU)
 
 # %% ../nbs/18_challenge.ipynb #c12muon7
-def orthogonalize(g, steps=5):
+def orthogonalize(g):
     "The matrix `g` with all its singular values near 1, by Newton-Schulz iteration in bfloat16"
-    if len(g)>g.shape[1]: return orthogonalize(g.T, steps).T
+    if len(g)>g.shape[1]: return orthogonalize(g.T).T
     x = g.bfloat16()/g.norm().clamp_min(1e-7)
-    for _ in range(steps):
+    for _ in range(5):
         a = x@x.T
         b = torch.addmm(a, a, a, beta=-4.775, alpha=2.0315)
         x = torch.addmm(x, b, x, beta=3.4445)
@@ -124,14 +124,15 @@ class CutMixCB(Callback):
 
     def before_batch(self, learn):
         if not learn.training: return
-        x,*learn.mix = cutmix(tensors(learn.batch)[0], self.alpha, self.per_image)
+        x,idx,own = cutmix(tensors(learn.batch)[0], self.alpha, self.per_image)
+        learn.mix = idx,own  # on the learner: a dry run amid this batch has its own
         learn.batch = tfm_batch(learn.batch, lambda _: x)
 
     def after_loss(self, learn):
         if not learn.training: return
         idx,own = learn.mix
         own = own[:,None]
-        n_classes = tensors(learn.preds)[0].shape[1]
+        n_classes = learn.preds.shape[1]
         def soft(y):
             y = F.one_hot(y, n_classes)
             return own*y + (1-own)*y[idx]

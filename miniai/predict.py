@@ -18,7 +18,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 from .core import show_image, show_images, split_batch, tensors, to_cpu
 from .datasets import DataLoaders, TensorLoader
-from .safety import describe
 from .init import BatchTransformCB
 from .learner import Callback, CancelBatchException, Learner, no_trace
 from .augment import drawable, join_batches
@@ -28,34 +27,25 @@ def _class_names(learn, n): # Names of the `n` classes, numbered where dls has n
     vocab = getattr(learn.dls, 'vocab', None)
     return vocab or [f'class {i}' for i in range(n)]
 
-def _scores_and_labels(preds, targs): # Scores (n,classes) and labels (n,) among what was captured
-    scores = tensors(preds)[0]
-    labels = tensors(targs)[0]
-    if scores.ndim!=2 or labels.shape!=scores.shape[:1]:
-        raise ValueError('Predictions must be scores (n,classes) and targets labels (n,), '
-                         f'got {describe(scores)} and {describe(labels)}.')
-    return scores, labels
-
 def plot_mistakes(learn, n=16): # The figure, or None if there are no mistakes
     "Show the `n` wrong predictions that the model was most confident about"
-    preds,targs,inps = learn.capture_preds(inps=True)
-    scores,labels = _scores_and_labels(preds, targs)
+    captured = learn.capture_preds(inps=True)
+    scores,labels,images = [tensors(o)[0] for o in captured]
     names = _class_names(learn, scores.shape[1])
     probs,pred = scores.softmax(1).max(1)
     order = probs.argsort(descending=True)
     worst = order[pred[order]!=labels[order]][:n]
     if not len(worst): return
     titles = [f'{names[labels[i]]}\nmodel: {names[pred[i]]}, {probs[i]:.0%}' for i in worst]
-    images = drawable(tensors(inps)[0][worst])
     title = 'Most confident mistakes: the label, and what the model said'
-    fig = show_images(images, titles=titles, imsize=2.1, title=title)
+    fig = show_images(drawable(images[worst]), titles=titles, imsize=2.1, title=title)
     for ax in fig.axes: ax.title.set_fontsize(8)
     return fig
 
 # %% ../nbs/15_predict.ipynb #n16c2
 def confusion(learn)->pd.DataFrame: # A row for each class, a column for each prediction
     "Count how many validation images of each class were taken for which class"
-    scores,labels = _scores_and_labels(*learn.capture_preds())
+    scores,labels = [tensors(o)[0] for o in learn.capture_preds()]
     n = scores.shape[1]
     pairs = labels.long()*n + scores.argmax(1)
     counts = pairs.bincount(minlength=n*n).view(n,n)
@@ -109,7 +99,7 @@ def _as_loader(data, dls): # A loader of `data`, with targets that mean nothing
     return TensorLoader(data, torch.zeros(len(data)), 256)
 
 class _KeepPredsCB(Callback): # Keep the predictions of each batch, and leave out the rest of it
-    order = 2000
+    order = 2000  # after all others, which may change the predictions
     skip_dry_run = True
     def __init__(self): self.preds = []
     def after_predict(self, learn):

@@ -303,7 +303,8 @@ def test_views_of_any_data(kind):
 
 def test_an_ensemble_and_a_list_of_batches():
     learn = any_learner(12)
-    both,_ = ensemble([learn, any_learner(12)], dl=list(learn.dls.valid))
+    learn.dls.valid = list(learn.dls.valid)
+    both,_ = ensemble([learn, any_learner(12)])
     assert both.shape==(24,12)
 
 def test_tta_of_several_outputs():
@@ -472,8 +473,8 @@ def test_ensemble_keeps_rows_together_where_loaders_shuffle():
 
 def test_ensemble_with_a_loader_of_torch():
     ds = TensorDataset(images((12,1,28,28)), torch.arange(12)%3)
-    dl = DataLoader(ds, 5, shuffle=True)
-    preds,targs = ensemble([image_learner(seed=s) for s in range(2)], dl=dl)
+    dls = DataLoaders(None, DataLoader(ds, 5, shuffle=True))
+    preds,targs = ensemble([image_learner(seed=s, dls=dls) for s in range(2)])
     assert preds.shape==(12,3) and targs.bincount().tolist()==[4,4,4]
 
 def test_bad_ensembles():
@@ -482,9 +483,9 @@ def test_bad_ensembles():
         def __iter__(self):
             Moves.n += 1
             yield images((3,1,28,28)), torch.full((3,), Moves.n%3)
-    two = [image_learner(), image_learner()]
+    two = [image_learner(dls=DataLoaders(None, Moves())) for _ in range(2)]
     with pytest.raises(ValueError, match='must give the same rows each time'):
-        ensemble(two, dl=Moves())
+        ensemble(two)
 
 def test_a_capture_keeps_its_rows_when_another_callback_captures():
     cp = CapturePreds()
