@@ -94,7 +94,7 @@ resnet = get_model
 # %% ../nbs/13_resnet.ipynb #d871273d
 SummaryRow = namedtuple('SummaryRow', 'name kind input output params macs')
 
-_columns = '| {:20} | {:16} | {:15} | {:15} | {:>12} | {:>13} |'
+_columns = '| {:18} | {:14} | {:14} | {:14} | {:>10} | {:>13} |'
 
 class Summary(namedtuple('Summary', 'rows params macs')):
     "The `rows` of a model's modules, with MACs for one item, and the totals `params` and `macs`"
