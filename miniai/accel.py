@@ -179,7 +179,8 @@ class ClipCB(Callback):
     order = AccumCB.order+1
     def __init__(self, max_norm=1.): self.max_norm = max_norm
     def after_backward(self, learn):
-        self.norm = nn.utils.clip_grad_norm_(learn.model.parameters(), self.max_norm)
+        params = [p for g in learn.opt.param_groups for p in g['params']]
+        self.norm = nn.utils.clip_grad_norm_(params, self.max_norm)
 
 # %% ../nbs/17_accel.ipynb #a16ema01
 class EMACB(Callback):
@@ -214,6 +215,15 @@ def _share_random_state(dls):
     set_random_state(state[0], dls)
 
 # %% ../nbs/17_accel.ipynb #a16acl02
+def _means(cb):
+    "The loss and the metrics of `cb` that must be told to add up over processes"
+    metrics = [cb.loss, *cb.metrics.values()]
+    for m in metrics:
+        if not hasattr(m, 'sync'):  # those of torchmetrics do it by themselves
+            raise TypeError(f'A metric must have sync, to add up over processes, got {m}; '
+                            'derive it from Mean, or pass one of torchmetrics.')
+    return [m for m in metrics if isinstance(m, Mean)]
+
 class AccelerateCB(Callback):
     "Trains in several processes, each on its part of every batch"
     order = DeviceCB.order-10
@@ -256,8 +266,7 @@ class AccelerateCB(Callback):
     def cleanup_batch(self, learn): self._unwrap(learn)
     def after_epoch(self, learn):
         if self._alone(learn): return
-        for m in self.metrics:
-            if isinstance(m, Mean): m.sync(self._add_up)
+        for m in self.means: m.sync(self._add_up)
 
     def _alone(self, learn):
         "Does this process see all items? All must call a model that FSDP splits, to validate too"
@@ -269,9 +278,9 @@ class AccelerateCB(Callback):
         if not hasattr(learn.model, 'unshard'):
             self.acc.free_memory()  # of an earlier fit
             self.ddp = self.acc.prepare(learn.model)
-        self.metrics = []
+        self.means = []
         for cb in learn.cbs:
-            if isinstance(cb, MetricsCB): self.metrics += [cb.loss, *cb.metrics.values()]
+            if isinstance(cb, MetricsCB): self.means += _means(cb)
             if isinstance(cb, ProgressCB) and self.i>0: cb.mode = 'lines'  # of which none is shown
     def _unwrap(self, learn):
         if learn.model is self.ddp: learn.model = self.plain

@@ -6,14 +6,16 @@
 __all__ = ['poolnet', 'shift_views', 'pool_block', 'orthogonalize', 'Muon', 'AltFlipCB', 'cutmix', 'CutMixCB']
 
 # %% ../nbs/18_challenge.ipynb #c18exp01
-import torch, torch.nn.functional as F, fastcore.all as fc
+import fastcore.all as fc
+import torch
+import torch.nn.functional as F
 from functools import partial
 from torch import nn
 from .core import call_with, map_batch, tensors
 from .learner import Callback
 from .init import BatchTransformCB, conv
 from .resnet import ResBlock, get_model
-from .augment import box_mask, check_images, flip_views, random_integers, tfm_batch
+from .augment import box_mask, flip_views, random_corners, random_integers, tfm_batch
 
 # %% ../nbs/18_challenge.ipynb #n14pool1
 def _max_pool(): return nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
@@ -21,7 +23,7 @@ def _max_pool(): return nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
 def pool_block(ni, nf, stride=2, ks=3, act=nn.GELU, norm=nn.BatchNorm2d):
     "A convolution, max pooling with `stride`, then a `ResBlock` on the smaller grid"
     return nn.Sequential(
-        nn.Conv2d(ni, nf, ks, padding=ks//2, bias=not norm),
+        nn.Conv2d(ni, nf, ks, padding=ks//2, bias=False),
         nn.MaxPool2d(stride),
         norm(nf),
         act(),
@@ -31,11 +33,11 @@ poolnet = partial(get_model, nfs=(16,64,128,256), block=pool_block, stem=conv, p
                   act=nn.GELU)
 
 # %% ../nbs/18_challenge.ipynb #c12muon7
-def orthogonalize(g, steps=5):
+def orthogonalize(g):
     "The matrix `g` with all its singular values near 1, by Newton-Schulz iteration in bfloat16"
-    if len(g)>g.shape[1]: return orthogonalize(g.T, steps).T
+    if len(g)>g.shape[1]: return orthogonalize(g.T).T
     x = g.bfloat16()/g.norm().clamp_min(1e-7)
-    for _ in range(steps):
+    for _ in range(5):
         a = x@x.T
         b = torch.addmm(a, a, a, beta=-4.775, alpha=2.0315)
         x = torch.addmm(x, b, x, beta=3.4445)
@@ -55,9 +57,9 @@ class Muon(torch.optim.Optimizer):
     def _update(self, p, lr, momentum):
         avg = momentum*self.state[p].get('avg', 0) + p.grad
         self.state[p]['avg'] = avg
-        step = p.grad.add(avg, alpha=momentum)
+        step = p.grad.add(avg, alpha=momentum)  # Nesterov's
         if p.ndim==4:
-            p.mul_(len(p)**.5/p.norm().clamp_min(1e-7))
+            p.mul_(len(p)**.5/p.norm().clamp_min(1e-7))  # back to a norm that depends on nf alone
             step = orthogonalize(step.flatten(1)).view_as(p)
         p.sub_(step, alpha=lr)
 
@@ -69,7 +71,6 @@ class AltFlipCB(Callback):
 
     def half(self, x):
         "Which images are flipped in the first epoch"
-        check_images(x)
         bits = x.float().contiguous().view(torch.int32).flatten(1).long()
         gen = torch.Generator().manual_seed(self.seed)
         weights = torch.randint(2**62, bits.shape[1:], generator=gen).to(x.device)
@@ -89,48 +90,50 @@ def _shift(x, d): # By `d` pixels up and to the left, with the edge repeated
     cols = (torch.arange(w, device=x.device)+d).clamp(0, w-1)
     return x[...,rows[:,None],cols]
 
-_shifts = partial(_shift, d=1),partial(_shift, d=-1)
-shift_views = (*flip_views, *[fc.compose(view, shift) for shift in _shifts for view in flip_views])
+_flip = flip_views[1]
+_up = partial(_shift, d=1)
+_down = partial(_shift, d=-1)
+shift_views = (*flip_views, _up, fc.compose(_flip, _up), _down, fc.compose(_flip, _down))
 
 # %% ../nbs/18_challenge.ipynb #90c14831
-def _check_alpha(alpha):
-    if not alpha>0: raise ValueError(f'alpha must be above 0, got {alpha}.')
-
-def cutmix(x, alpha=1., per_image=False
+def cutmix(
+    x,
+    alpha=1.,
+    per_image=False, # One patch for each image? Otherwise one for all
 )->tuple: # New images, index of each one's partner, fraction (n,) of its own
     "Paste a patch of another image into each; its area is drawn from Beta(`alpha`, `alpha`)"
-    n,h,w = check_images(x, per_image)
-    _check_alpha(alpha)
-    area = 1-torch.distributions.Beta(alpha, alpha).sample((n,))
+    n,_,h,w = x.shape
+    n_patches = n if per_image else 1
+    area = 1-torch.distributions.Beta(alpha, alpha).sample((n_patches,))
     side = area.sqrt().to(x.device)[:,None]
-    bh,bw = (side*h).round(),(side*w).round()
-    top = random_integers(x, bh.shape, h-bh)
-    left = random_integers(x, bw.shape, w-bw)
+    bh = (side*h).round()
+    bw = (side*w).round()
+    top,left = random_corners(x, bh.shape, bh, bw)
     mask = box_mask(x, top, left, bh[...,None], bw[...,None])
-    step = 1+random_integers(x, (), len(x)-2)
-    idx = (torch.arange(len(x), device=x.device)+step)%len(x)
-    own = (1-bh*bw/(h*w))[:,0].expand(len(x))
+    step = 1+random_integers(x, (), n-2)
+    idx = (torch.arange(n, device=x.device)+step)%n
+    own = (1-bh*bw/(h*w))[:,0].expand(n)
     return torch.where(mask, x[idx], x), idx, own
 
 class CutMixCB(Callback):
     "Train on images from `cutmix`, with soft targets that say how much of which class they show"
     order = BatchTransformCB.order+1
     def __init__(self, alpha=1., per_image=False):
-        _check_alpha(alpha)
         self.alpha = alpha
         self.per_image = per_image
 
     def before_batch(self, learn):
         if not learn.training: return
-        x,*learn.mix = cutmix(tensors(learn.batch)[0], self.alpha, self.per_image)
+        x,idx,own = cutmix(tensors(learn.batch)[0], self.alpha, self.per_image)
+        learn.mix = idx,own  # on the learner: a dry run amid this batch has its own
         learn.batch = tfm_batch(learn.batch, lambda _: x)
 
     def after_loss(self, learn):
         if not learn.training: return
         idx,own = learn.mix
-        n_classes = tensors(learn.preds)[0].shape[1]
+        own = own[:,None]
+        n_classes = learn.preds.shape[1]
         def soft(y):
-            if not y.is_floating_point(): y = F.one_hot(y, n_classes)
-            w = own.view(-1, *[1]*(y.ndim-1))
-            return w*y+(1-w)*y[idx]
+            y = F.one_hot(y, n_classes)
+            return own*y + (1-own)*y[idx]
         learn.loss = call_with(learn.loss_func, map_batch(soft, learn.yb), learn.preds)

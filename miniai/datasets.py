@@ -140,7 +140,8 @@ def inplace(f):
 def tensor_images(b):
     "Turn the PIL images in the column `image` into float tensors (c,h,w) in [0,1]"
     from torchvision.transforms.functional import to_tensor
-    b['image'] = [to_tensor(im) for im in b['image']]
+    ims = [im.convert('RGB') if im.mode=='P' else im for im in b['image']]  # P: a palette
+    b['image'] = [to_tensor(im) for im in ims]
 
 # %% ../nbs/05_datasets.ipynb #4866621d
 def _collate_columns(rows, columns):

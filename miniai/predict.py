@@ -11,53 +11,41 @@ import fastcore.all as fc
 import numpy as np
 import pandas as pd
 import torch
-from collections.abc import Mapping
 from fastcore.basics import patch
 from operator import attrgetter
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from .core import show_image, show_images, split_batch, tensors, to_cpu
 from .datasets import DataLoaders, TensorLoader
-from .safety import describe
 from .init import BatchTransformCB
 from .learner import Callback, CancelBatchException, Learner, no_trace
 from .augment import drawable, join_batches
 
 # %% ../nbs/15_predict.ipynb #e2
-def _class_names(learn, n): # Names of `n` classes; those that dls.vocab lacks get numbers
-    vocab = list(getattr(learn.dls, 'vocab', None) or [])[:n]
-    return vocab + [f'class {i}' for i in range(len(vocab), n)]
-
-def _scores_and_labels(preds, targs): # Scores (n,classes) and labels (n,) among what was captured
-    scores = tensors(preds)[0]
-    labels = fc.first(tensors(targs))
-    fits = labels is not None and scores.ndim==2 and labels.shape==scores.shape[:1]
-    if not fits:
-        raise ValueError('Predictions must be scores (n,classes) and targets labels (n,), '
-                         f'got {describe(scores)} and {describe(labels)}.')
-    return scores, labels
+def _class_names(learn, n): # Names of the `n` classes, numbered where dls has none
+    vocab = getattr(learn.dls, 'vocab', None)
+    return vocab or [f'class {i}' for i in range(n)]
 
 def plot_mistakes(learn, n=16): # The figure, or None if there are no mistakes
     "Show the `n` wrong predictions that the model was most confident about"
-    preds,targs,inps = learn.capture_preds(inps=True)
-    scores,labels = _scores_and_labels(preds, targs)
+    captured = learn.capture_preds(inps=True)
+    scores,labels,images = [tensors(o)[0] for o in captured]
     names = _class_names(learn, scores.shape[1])
     probs,pred = scores.softmax(1).max(1)
     order = probs.argsort(descending=True)
     worst = order[pred[order]!=labels[order]][:n]
     if not len(worst): return
     titles = [f'{names[labels[i]]}\nmodel: {names[pred[i]]}, {probs[i]:.0%}' for i in worst]
-    images = drawable(tensors(inps)[0][worst])
     title = 'Most confident mistakes: the label, and what the model said'
-    fig = show_images(images, titles=titles, imsize=2.1, title=title)
+    fig = show_images(drawable(images[worst]), titles=titles, imsize=2.1, title=title)
     for ax in fig.axes: ax.title.set_fontsize(8)
     return fig
 
 # %% ../nbs/15_predict.ipynb #n16c2
 def confusion(learn)->pd.DataFrame: # A row for each class, a column for each prediction
     "Count how many validation images of each class were taken for which class"
-    scores,labels = _scores_and_labels(*learn.capture_preds())
+    scores,labels = [tensors(o)[0] for o in learn.capture_preds()]
     n = scores.shape[1]
     pairs = labels.long()*n + scores.argmax(1)
     counts = pairs.bincount(minlength=n*n).view(n,n)
@@ -77,7 +65,7 @@ def plot_confusion(learn): # The figure
     "Draw `confusion`, darker for a larger fraction of the class"
     counts = confusion(learn)
     n = len(counts)
-    dark = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)**.5
+    dark = counts.div(counts.sum(axis=1), axis=0)**.5
     ax = show_image(dark, figsize=[2.5+.45*n]*2, noframe=False, cmap='Blues', vmin=0, vmax=1)
     for i,j in zip(*counts.to_numpy().nonzero()):
         color = 'w' if dark.iat[i,j]>.6 else 'k'
@@ -88,20 +76,16 @@ def plot_confusion(learn): # The figure
     return ax.figure
 
 # %% ../nbs/15_predict.ipynb #n16p2
-def _example(dl): # A batch of `dl`: of one row where it has a data set, since that's quick
-    if isinstance(dl, TensorLoader): return next(iter(TensorLoader(dl.x[:1], dl.y[:1], 1)))
-    by_row = isinstance(dl, DataLoader) and dl.batch_sampler is not None
-    if by_row and not isinstance(dl.dataset, IterableDataset): return dl.collate_fn([dl.dataset[0]])
+def _example(dl): # A batch of `dl`, of one row where it has a data set, since that's quick
+    if isinstance(dl, TensorLoader): dl = TensorLoader(dl.x[:1], dl.y[:1], 1)
+    if isinstance(dl, DataLoader): dl = DataLoader(dl.dataset, collate_fn=dl.collate_fn)
     return next(iter(dl))
 
-def _pil_bytes(im, x): # The PIL image `im` as bytes (c,h,w), shaped like the images `x` (n,c,h,w)
+def _pixels(im, x): # Those of the PIL image `im`, as bytes (c,h,w) shaped like the images `x`
     low,high = x.aminmax()
     if low<0 or high>1:
         raise ValueError('The images in dls.valid must be from 0 to 1 to take a PIL image, '
                          f'got {low:.3g} to {high:.3g}; pass a tensor (c,h,w) made as they are.')
-    if im.mode[0] in 'IF':
-        raise ValueError(f'A PIL image must have 8 bits a channel, got mode {im.mode}; '
-                         'pass a tensor (c,h,w).')
     c,h,w = x.shape[1:]
     mode = {1: 'L', 3: 'RGB', 4: 'RGBA'}[c]
     upright = ImageOps.exif_transpose(im).convert(mode)
@@ -109,13 +93,13 @@ def _pil_bytes(im, x): # The PIL image `im` as bytes (c,h,w), shaped like the im
     return torch.from_numpy(pixels).view(h,w,c).permute(2,0,1)
 
 def _as_loader(data, dls): # A loader of `data`, with targets that mean nothing
-    if hasattr(data, 'convert'): data = _pil_bytes(data, tensors(_example(dls.valid))[0])
+    if isinstance(data, Image.Image): data = _pixels(data, tensors(_example(dls.valid))[0])
     if not isinstance(data, torch.Tensor): return data
     if data.ndim==3: data = data[None]
     return TensorLoader(data, torch.zeros(len(data)), 256)
 
 class _KeepPredsCB(Callback): # Keep the predictions of each batch, and leave out the rest of it
-    order = 2000
+    order = 2000  # after all others, which may change the predictions
     skip_dry_run = True
     def __init__(self): self.preds = []
     def after_predict(self, learn):
@@ -161,8 +145,6 @@ class _Program(nn.Module): # A model behind transforms of its batches, which may
 
 def _export_inputs(learn): # The inputs of two validation rows, on the CPU
     with no_trace(learn, train=False): batch = to_cpu(_example(learn.dls.valid))
-    if isinstance(batch, Mapping):
-        raise TypeError(f'export must get batches that are tuples, got dicts of {[*batch]}.')
     inputs,_ = split_batch(batch, learn.n_inp)
     return tuple(torch.cat([t,t])[:2] for t in tensors(inputs))  # a size of 1 would be fixed
 
@@ -182,9 +164,8 @@ def export(
 ):
     "Save model and validation transforms as a program without miniai, for batches of any size"
     program = _cpu_program(self)
-    if not str(path).endswith('.onnx'):
+    if str(path).endswith('.onnx'):
+        torch.onnx.export(program, f=path, external_data=False, verbose=False)
+    else:
         names = '\n'.join(getattr(self.dls, 'vocab', None) or [])
-        return torch.export.save(program, path, extra_files={'vocab.txt': names})
-    try: torch.onnx.export(program, f=path, external_data=False, verbose=False)
-    except ImportError as e:
-        raise ImportError(f'{path} needs the packages of ONNX: pip install onnx onnxscript.') from e
+        torch.export.save(program, path, extra_files={'vocab.txt': names})

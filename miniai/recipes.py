@@ -179,6 +179,10 @@ def _commit():
 # %% ../nbs/19_recipes.ipynb #c1b00021
 def _get_splits(data, device):
     "The splits that `data` asks for, and where they come from"
+    try: torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f'device must be one that torch can use here, got {device!r}; '
+                         'pass cpu.') from e
     try: return fashion_tensors(data, device=device), data_source(data)
     except FileNotFoundError as e:
         if data or data_source().folder: raise
@@ -236,6 +240,7 @@ def _train_run(learn, members, restart):
     r = learn.recipe
     run = learn.run
     commit = _commit()  # before the training: files may change during it
+    run.mkdir(parents=True, exist_ok=True)  # now, in case that it cannot be written
     print(f'Training {run.name}, amp {r.amp}.', flush=True)
     keep_freed_memory()
     if members: _measure_ensemble(learn, members)

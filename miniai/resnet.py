@@ -8,16 +8,13 @@ __all__ = ['resnet', 'SummaryRow', 'base_model', 'conv_model', 'ResBlock', 'get_
 # %% ../nbs/13_resnet.ipynb #ecacb5bf
 import math
 import torch
-from collections import Counter, OrderedDict, defaultdict, namedtuple
-from collections.abc import Mapping
+from collections import Counter, OrderedDict, namedtuple
 from contextlib import ExitStack
 from fastcore.basics import is_iter, patch
 from functools import partial
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
-from types import SimpleNamespace
-from .core import check_whole, tensors
+from .core import tensors
 from .init import act_gr, conv
 from .learner import Callback, CancelFitException, Learner, no_trace
 
@@ -38,38 +35,29 @@ def conv_model():
     return nn.Sequential(first, *convs, _act_conv(128, 10, act=None), nn.Flatten())
 
 # %% ../nbs/13_resnet.ipynb #d973814c
-def _zero_norm(conv2, norm): # Start the weights of the norm behind a convolution at zero
-    weight = getattr(conv2[1], 'weight', None) if norm else None
-    if weight is None:
-        raise ValueError(f'norm must have weights for zero_norm, got {norm}; pass nn.BatchNorm2d.')
-    nn.init.zeros_(weight)
-
 class ResBlock(nn.Module):
     "Two convolutions plus a shortcut; with `zero_norm` it starts as the identity"
     def __init__(self, ni, nf, stride=1, ks=3, act=act_gr, norm=nn.BatchNorm2d, zero_norm=False):
         super().__init__()
-        check_whole(ni=ni, nf=nf)
-        if stride not in (1,2): raise ValueError(f'stride must be 1 or 2, got {stride}.')
         conv1 = conv(ni, nf, ks, 1, act, norm)
         conv2 = conv(nf, nf, ks, stride, None, norm)
-        if zero_norm: _zero_norm(conv2, norm)
+        if zero_norm: nn.init.zeros_(conv2[1].weight)
         self.convs = nn.Sequential(OrderedDict(conv1=conv1, conv2=conv2))
         self.idconv = nn.Identity() if ni==nf else nn.Conv2d(ni, nf, 1)
-        self.pool = nn.Identity() if stride==1 else nn.AvgPool2d(2, ceil_mode=True)
+        self.pool = nn.Identity() if stride==1 else nn.AvgPool2d(stride, ceil_mode=True)
         self.act = act() if act else nn.Identity()
 
     def forward(self, x): return self.act(self.convs(x) + self.idconv(self.pool(x)))
 
 # %% ../nbs/13_resnet.ipynb #49325fdc
-def _grids(size, n): # Height and width after each of `n` blocks; all but the first halve them
-    grid = tuple(size) if is_iter(size) else (size,size)
-    if len(grid)!=2: raise ValueError(f'size must be one number, or height and width, got {size}.')
-    check_whole(size=grid)
-    grids = [grid]
-    for _ in range(n-1):
-        h,w = grids[-1]
-        grids.append((math.ceil(h/2), math.ceil(w/2)))
-    return grids
+def _last_grid(size, n): # Height and width after `n` blocks; all but the first halve them
+    h,w = size if is_iter(size) else (size,size)
+    most = 1 + math.ceil(math.log2(max(h, w)))
+    if n>most:
+        raise ValueError(f'nfs must hold at most {most} widths for an input of size {size}, as the '
+                         f'grid is 1×1 then, got {n}; pass fewer, or a larger size.')
+    shrink = 2**(n-1)
+    return math.ceil(h/shrink), math.ceil(w/shrink)
 
 def get_model(
     nfs=(8,16,32,64,128,256), # Output channels of each block
@@ -86,63 +74,42 @@ def get_model(
     norm=nn.BatchNorm2d, # Makes a norm
 )->nn.Sequential: # From (n,ni,*size) to (n,n_out)
     "A block that keeps the grid, blocks that halve it, pooling, a linear layer and a batch norm"
-    nfs = list(nfs)
-    check_whole(ni=ni, n_out=n_out, nfs=nfs)
-    if not nfs: raise ValueError('nfs must hold the channels of one block or more, got none.')
-    if extra is not None: check_whole(extra=extra)
     n = len(nfs)
-    grids = _grids(size, n)
-    if (1,1) in grids[:-1]:
-        most = grids.index((1,1))+1
-        raise ValueError(f'nfs must hold at most {most} widths for an input of size {size}, as the '
-                         f'grid is 1×1 then, got {n}; pass fewer, or a larger size.')
-
+    grid = _last_grid(size, n)
     layers = OrderedDict()
     layers['stem'] = (stem or block)(ni, nfs[0], stride=1, ks=ks, act=act, norm=norm)
     for i in range(1, n):
         layers[f'block{i}'] = block(nfs[i-1], nfs[i], stride=2, ks=3, act=act, norm=norm)
     if extra: layers[f'block{n}'] = block(nfs[-1], extra, stride=1, ks=3, act=act, norm=norm)
     layers['pool'] = pool()
+    last = torch.zeros(1, extra or nfs[-1], *grid)
+    n_features = layers['pool'](last).shape[1]
     if drop: layers['drop'] = nn.Dropout(drop)
-    last = torch.empty(1, extra or nfs[-1], *grids[-1])
-    n_features = pool()(last).shape[1]
     layers['linear'] = nn.Linear(n_features, n_out, bias=False)
     layers['norm'] = nn.BatchNorm1d(n_out)
     return nn.Sequential(layers)
 
-resnet = partial(get_model)
+resnet = get_model
 
 # %% ../nbs/13_resnet.ipynb #d871273d
 SummaryRow = namedtuple('SummaryRow', 'name kind input output params macs')
 
+_columns = '| {:18} | {:14} | {:14} | {:14} | {:>10} | {:>13} |'
+
 class Summary(namedtuple('Summary', 'rows params macs')):
     "The `rows` of a model's modules, with MACs for one item, and the totals `params` and `macs`"
-    def _table(self): # Rows of text, the header first
-        head = ['module', 'class', 'input', 'output', 'parameters', 'MACs']
-        total = SummaryRow('total', '', '', '', self.params, self.macs)
-        return [head] + [[*r[:4], f'{r.params:,}', f'{r.macs:,}'] for r in (*self.rows, total)]
-
-    def _repr_markdown_(self):
-        head,*rows = ['| '+' | '.join(cells)+' |' for cells in self._table()]
-        return '\n'.join([head, '|---|---|---|---|--:|--:|', *rows])
-
     def __repr__(self):
-        table = self._table()
-        columns = [_padded(col, right=i>3) for i,col in enumerate(zip(*table))]
-        return '\n'.join('  '.join(cells) for cells in zip(*columns))
+        head = _columns.format('module', 'class', 'input', 'output', 'parameters', 'MACs')
+        total = SummaryRow('total', '', '', '', self.params, self.macs)
+        lines = [head, '|---|---|---|---|--:|--:|']
+        for r in (*self.rows, total):
+            lines.append(_columns.format(*r[:4], f'{r.params:,}', f'{r.macs:,}'))
+        return '\n'.join(lines)
+    _repr_markdown_ = __repr__
 
-def _padded(cells, right): # Cells of a column, all as wide as the widest
-    width = max(map(len, cells))
-    return [c.rjust(width) if right else c.ljust(width) for c in cells]
-
-def _shape(o): # Shape of a tensor, or of all that are in a nested list, tuple or dict, as text
-    if isinstance(o, torch.Tensor): return '×'.join(map(str, o.shape)) or 'scalar'
-    if isinstance(o, Mapping): parts = [(f'{k}: ', _shape(v)) for k,v in o.items()]
-    elif isinstance(o, (tuple,list)): parts = [('', _shape(v)) for v in o]
-    else: return ''
-    found = [name+shape for name,shape in parts if shape]
-    if len(found)>1: return f"({', '.join(found)})"
-    return found[0] if found else ''
+def _shapes(b): # Shapes of all tensors in a nested list, tuple or dict, as text
+    shapes = ['×'.join(map(str, t.shape)) or 'scalar' for t in tensors(b)]
+    return ', '.join(shapes) or '–'
 
 # %% ../nbs/13_resnet.ipynb #7f85f1aa
 class _SummaryCB(Callback): # Watch one forward pass, then end the fit
@@ -151,64 +118,45 @@ class _SummaryCB(Callback): # Watch one forward pass, then end the fit
     def __init__(self):
         self.counter = FlopCounterMode(display=False)
         self.watching = ExitStack()
-        self.started = []  # calls of modules that have not returned yet: input shape, FLOPs so far
+        self.started = []  # FLOPs at the start of each call that has not returned yet
         self.shapes = {}  # of input and output, by module
         self.flops = Counter()  # by module
 
     def before_batch(self, learn):
         learn.model = getattr(learn.model, '_orig_mod', learn.model)  # what was compiled
-        enter = self.watching.enter_context
-        enter(torch.compiler.set_stance('force_eager'))
-        enter(self.counter)
+        self.watching.enter_context(self.counter)
         for m in learn.model.modules():
-            enter(m.register_forward_pre_hook(self._start, with_kwargs=True))
-            enter(m.register_forward_hook(self._end))
+            self.watching.enter_context(m.register_forward_pre_hook(self._start))
+            self.watching.enter_context(m.register_forward_hook(self._end, with_kwargs=True))
 
-    def _start(self, m, args, kwargs):
-        self.started.append((_shape((*args, kwargs)), self.counter.get_total_flops()))
+    def _start(self, m, args): self.started.append(self.counter.get_total_flops())
 
-    def _end(self, m, args, out):
-        inp,flops = self.started.pop()
-        self.shapes.setdefault(m, (inp, _shape(out)))
-        self.flops[m] += self.counter.get_total_flops()-flops
+    def _end(self, m, args, kwargs, out):
+        self.shapes.setdefault(m, (_shapes((args, kwargs)), _shapes(out)))
+        self.flops[m] += self.counter.get_total_flops()-self.started.pop()
 
     def after_predict(self, learn):
-        if learn.model not in self.shapes: self.flops[learn.model] = self.counter.get_total_flops()
-        sizes = [len(t) for t in tensors(learn.batch) if t.ndim]
-        n_items = max([1, *sizes[:1]])
-        self.rows = _summary_rows(learn.model, self.shapes, self.flops, n_items)
+        self.flops[learn.model] = self.counter.get_total_flops()
+        n_items = len(tensors(learn.batch)[0])
+        self.rows = [self._row(nm, m, n_items) for nm,m in learn.model.named_modules()]
         raise CancelFitException()
 
-    def cleanup_batch(self, learn): self.watching.close()
+    def _row(self, nm, m, n_items):
+        inp,out = self.shapes.get(m, ('–','–'))
+        params = sum(p.numel() for p in m.parameters())
+        macs = self.flops[m]//2//n_items
+        return SummaryRow(nm or 'model', type(m).__name__, inp, out, params, macs)
 
-def _summary_rows(model, shapes, flops, n_items):
-    rows = []
-    counted = defaultdict(set)  # parameters by depth: modules may share them
-    for nm,m in model.named_modules():
-        depth = len(nm.split('.')) if nm else 0
-        new = set(m.parameters())-counted[depth]
-        counted[depth] |= new
-        params = sum(p.numel() for p in new if not is_lazy(p))
-        macs = flops[m]//2//n_items
-        inp,out = [shape or '–' for shape in shapes.get(m, ('',''))]
-        rows.append(SummaryRow(nm or 'model', type(m).__name__, inp, out, params, macs))
-    return rows
+    def cleanup_batch(self, learn): self.watching.close()
 
 @patch
 def summary(
     self:Learner,
     depth=1, # Levels of modules to show
-)->Summary: # A Markdown table in a notebook, aligned text when printed
-    "Shapes, parameters and MACs of the modules for one batch; a dry run"
-    check_whole(0, depth=depth)
-    train = getattr(self.dls, 'train', None)
-    valid = getattr(self.dls, 'valid', None)
-    if train is None and valid is None:
-        raise ValueError(f'dls must have a loader, got {self.dls!r}; pass DataLoaders.')
+)->Summary: # A table in Markdown
+    "Shapes, parameters and MACs of the modules for one validation batch; a dry run"
     watch = _SummaryCB()
-    with no_trace(self, train=False) as dry:
-        if valid is None: dry.dls = SimpleNamespace(valid=train)
-        dry.fit(1, train=False, cbs=[watch])
+    with no_trace(self, train=False) as dry: dry.fit(1, train=False, cbs=[watch])
     model,*parts = watch.rows
     shown = [r for r in parts if r.name.count('.')<depth]
     return Summary(shown or [model], model.params, model.macs)

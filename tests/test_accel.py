@@ -319,6 +319,16 @@ def test_clipping():
     assert clip.norm.item()==pytest.approx(norm.item(), rel=1e-5)
     assert same(weights(fit(make(cbs=[ClipCB(1e6)]), 1)), weights(fit(make(), 1)))
 
+def test_clip_takes_the_optimizers_parameters():
+    def head(params, lr): return optim.SGD([*params][-2:], lr)
+    def norm(learn):
+        grads = [p.grad.flatten() for p in learn.model.parameters()]
+        return torch.cat(grads[-2:]).norm()
+    clip = ClipCB(1e9)
+    norms = See('after_backward', norm)
+    fit(make(cbs=[clip, norms], opt_func=head), 1)
+    assert torch.isclose(clip.norm, norms.seen[-1])
+
 # ---- EMACB
 
 @pytest.mark.parametrize('kind', ['TrainLearner','TrainCB'])

@@ -476,3 +476,10 @@ def test_pixel_stats_per_channel():
     assert stds==pytest.approx(f.std((0,2,3), correction=0).tolist())
     assert pixel_stats(x.numpy())==(means,stds)
     assert pixel_stats(x[:,:1])==pixel_stats(x[:,0])==pytest.approx((means[0],stds[0]))
+
+def test_palette_images_keep_their_colors():
+    from PIL import Image
+    im = Image.new('RGB', (4,4), (250,10,20))
+    palette = im.convert('P', palette=Image.Palette.ADAPTIVE)
+    a,b = tensor_images({'image': [palette, im]})['image']
+    assert torch.equal(a, b)
