@@ -123,6 +123,7 @@ def get_recipe(
     _check_name('model', r.model, models)
     _check_name('amp', r.amp, _amps)
     check_whole(epochs=r.epochs)
+    if not r.lr>0: raise ValueError(f'lr must be above 0, got {r.lr}.')
     return r
 
 # %% ../nbs/19_recipes.ipynb #229a83cd

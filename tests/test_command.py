@@ -285,7 +285,7 @@ def test_bad_options(tmp_path, kwargs, words):
 
 def test_a_folder_that_is_not_there_is_never_replaced_by_the_sample(tmp_path, monkeypatch):
     monkeypatch.setenv('MINIAI_DATA', '/nowhere')
-    fails('/nowhere', '$MINIAI_DATA', out=str(tmp_path))
+    fails('/nowhere', 'MINIAI_DATA', out=str(tmp_path))
 
 def test_out_folder_that_cannot_be_written(quick, tmp_path):
     f = tmp_path/'a file'
