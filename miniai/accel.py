@@ -46,7 +46,8 @@ def _add_step(learn, n_inp):
     "Give a plain `Learner` the usual training step"
     learn.n_inp = n_inp or learn.n_inp
     if 'predict' in learn.own_steps: return
-    if not any(hasattr(cb, 'predict') for cb in learn.cbs): learn.cbs.append(TrainCB())
+    if any(hasattr(cb, 'predict') for cb in learn.cbs): return
+    learn.add_cb(TrainCB())
 
 class MixedPrecision(Callback):
     "Computes predictions and loss in half precision, everything else in float32"
@@ -245,7 +246,7 @@ class AccelerateCB(Callback):
         _add_step(learn, self.n_inp)
         if self.half:
             half = MixedPrecision(self.half)
-            learn.cbs.append(half)
+            learn.add_cb(half)
             run_cbs([half], 'before_fit', learn)  # those of the other callbacks run already
         if self.n>1 and not learn.dry_run: self._wrap(learn)
     def before_epoch(self, learn):
