@@ -184,9 +184,12 @@ class Learner:
             self.step()
             self.callback('after_step')
             self.zero_grad()
-        self.losses.append(torch.as_tensor(self.loss).detach())
+        if self.loss is not None: self.losses.append(torch.as_tensor(self.loss).detach())
 
-    def add_cb(self, cb): self.cbs = sort_cbs([*self.cbs, cb])  # for the rest of a fit
+    def add_cb(self, cb):
+        "Add a callback for the rest of a fit"
+        self.cbs = sort_cbs([*self.cbs, cb])
+
     def callback(self, method_nm): _run_sorted(self.cbs, method_nm, self)
     def predict(self): self.callback('predict')
     def get_loss(self): self.callback('get_loss')
