@@ -270,7 +270,7 @@ def test_a_stopped_run_goes_on_and_an_edited_one_does_not(quick, monkeypatch, ca
 
 @pytest.mark.parametrize('kwargs, words', [
     (dict(epochs=0), ['epochs', '0']), (dict(batch_size=0), ['batch_size', '0']),
-    (dict(lr=-.1), ['learning rate: -0.1']), (dict(lr=float('nan')), ['learning rate: nan']),
+    (dict(lr=-.1), ['lr must be above 0, got -0.1']), (dict(lr=float('nan')), ['got nan']),
     (dict(valid=4000), ['4000']), (dict(valid=-1), ['got -1']),
     (dict(model='resnet999'), ['model must be one of base, conv', "got 'resnet999'"]),
     (dict(recipe='resnet999'), ['recipe must be one of base, conv', "got 'resnet999'"]),
