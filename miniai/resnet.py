@@ -156,7 +156,8 @@ def summary(
 )->Summary: # A table in Markdown
     "Shapes, parameters and MACs of the modules for one validation batch; a dry run"
     watch = _SummaryCB()
-    with no_trace(self, train=False) as dry: dry.fit(1, train=False, cbs=[watch])
+    with no_trace(self, train=False) as dry, watch.watching:  # closed despite Ctrl-C
+        dry.fit(1, train=False, cbs=[watch])
     model,*parts = watch.rows
     shown = [r for r in parts if r.name.count('.')<depth]
     return Summary(shown or [model], model.params, model.macs)
