@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from functools import wraps
 from operator import attrgetter, length_hint
 from tqdm import tqdm
-from .core import call_with, check_whole, def_device, get_grid, map_batch, split_batch
+from .core import call_with, def_device, get_grid, map_batch, split_batch
 from .core import subplots, tensors, to_device
 from .safety import check_fit, check_fit_args, check_object, check_pass, describe
 from .safety import event_names, explained, instances, keep_attrs, keep_grads, keep_modes
