@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .core import check_whole, def_device, map_batch, tensors, to_device
 from .core import random_state, set_random_state
-from .learner import Callback, CancelBatchException, DeviceCB, Mean, MetricsCB, ProgressCB
+from .learner import Callback, CancelBatchException, DeviceCB, Metric, MetricsCB, ProgressCB
 from .learner import TrainCB, run_cbs
 
 # %% ../nbs/17_accel.ipynb #cb71675d
@@ -222,8 +222,8 @@ def _means(cb):
     for m in metrics:
         if not hasattr(m, 'sync'):  # those of torchmetrics do it by themselves
             raise TypeError(f'A metric must have sync, to add up over processes, got {m}; '
-                            'derive it from Mean, or pass one of torchmetrics.')
-    return [m for m in metrics if isinstance(m, Mean)]
+                            'derive it from Metric, or pass one of torchmetrics.')
+    return [m for m in metrics if isinstance(m, Metric)]
 
 class AccelerateCB(Callback):
     "Trains in several processes, each on its part of every batch"

@@ -122,7 +122,11 @@ class BatchTransformCB(Callback):
         is_on = self.on_train if learn.training else self.on_val
         if not is_on: return
         n = _n_items(learn.batch)
-        b = self.tfm(learn.batch)
+        try: b = self.tfm(learn.batch)
+        except Exception as e:
+            e.add_note('tfm gets the whole batch; to transform the images alone, pass '
+                       'partial(tfm_batch, tfm_x=...).')
+            raise
         if _n_items(b)<n:
             raise TypeError(f'tfm must return all {n} items of the batch, got {describe(b)}; '
                             'return the whole batch, for example (x, *b[1:]).')

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'Callback', 'run_cbs', 'sort_cbs', 'with_cbs',
            'Learner', 'TrainCB', 'TrainLearner', 'MomentumLearner', 'DeviceCB', 'SingleBatchCB', 'keep_for', 'no_trace',
-           'Mean', 'Accuracy', 'format_row', 'print_row', 'MetricsCB', 'ProgressCB', 'plot_history', 'LRFinderCB',
-           'LRFind']
+           'Metric', 'Accuracy', 'AvgMetric', 'format_row', 'print_row', 'MetricsCB', 'ProgressCB', 'plot_history',
+           'LRFinderCB', 'LRFind']
 
 # %% ../nbs/09_learner.ipynb #19001996
 import contextlib
@@ -25,10 +25,10 @@ from operator import attrgetter, length_hint
 from tqdm import tqdm
 from .core import call_with, def_device, get_grid, map_batch, split_batch
 from .core import subplots, tensors, to_device
-from .safety import check_fit, check_fit_args, check_object, check_pass, describe
-from .safety import event_names, explained, instances, keep_attrs, keep_grads, keep_modes
-from .safety import keep_optimizer, keep_random_state, keep_weights, note_event, restoring
-from .safety import step_names
+from .safety import check_fit, check_fit_args, check_object, check_opt_func, check_pass
+from .safety import describe, event_names, explained, instances, keep_attrs, keep_grads
+from .safety import keep_modes, keep_optimizer, keep_random_state, keep_weights, note_event
+from .safety import restoring, step_names
 
 # %% ../nbs/09_learner.ipynb #a12
 class CancelFitException(Exception): "Ends the fit; `after_fit` is skipped"
@@ -87,7 +87,7 @@ class with_cbs:
                 learn.callback(f'before_{self.nm}')
                 f(learn, *args, **kwargs)
                 learn.callback(f'after_{self.nm}')
-            except _cancels[self.nm]: pass
+            except _cancels[self.nm]: learn.callback(f'after_cancel_{self.nm}')
             finally: learn.callback(f'cleanup_{self.nm}')
         return _f
 
@@ -101,9 +101,10 @@ class Learner:
         lr=.1,
         cbs=None, # A callback or several
         opt_func=torch.optim.SGD, # Called with the parameters and `lr`
-        n_inp=1 # How many items of a batch are the model's inputs
+        n_inp:int=1 # How many items of a batch are the model's inputs
     ):
         check_object(loss_func)
+        check_opt_func(opt_func)
         self.model = model
         self.dls = dls
         self.loss_func = loss_func
@@ -113,6 +114,7 @@ class Learner:
         self.n_inp = n_inp
         self.opt = self.batch = self.preds = self.loss = None
         self.losses = []  # of this pass, one for each batch
+        self.metrics = None  # the `MetricsCB` of the last fit
         self.logger = None  # shows each row of results, in place of `print_row`
         self.fitting = False
         self.running = None  # the callback that is being called
@@ -120,9 +122,9 @@ class Learner:
         self.paused = False  # is a dry run under way? Hooks are quiet then
 
     def fit(self,
-        n_epochs=1,
-        train=True, # Without it, the fit evaluates: model and random states stay as they are
-        valid=True,
+        n_epochs:int=1,
+        train:bool=True, # Without it, the fit evaluates: model and random states stay as they are
+        valid:bool=True,
         cbs=None, # More callbacks, for this fit alone
         lr=None # A learning rate for this training alone
     ):
@@ -131,11 +133,12 @@ class Learner:
         if n_epochs==0: return
         if self.fitting:  # a callback evaluates during a fit
             with no_trace(self, train=False) as dry: return dry.fit(n_epochs, train, valid, cbs)
-        keep = [keep_attrs(self, 'cbs', 'logger', 'n_inp', 'fitting')]
+        keep = [keep_attrs(self, 'cbs', 'logger', 'fitting')]
         if not train and not self.dry_run: keep += keep_for(self, train)
         with restoring(*keep):
             self.fitting = True
             self.cbs = sort_cbs(self.cbs + instances(cbs))
+            self.n_inp = max([self.n_inp, *(getattr(cb, 'n_inp', 1) for cb in self.cbs)])
             self.n_epochs = n_epochs
             self.does_train = train
             self.does_valid = valid
@@ -200,7 +203,12 @@ class Learner:
     training = property(lambda self: self.model.training)
     xb = property(lambda self: split_batch(self.batch, self.n_inp)[0])
     yb = property(lambda self: split_batch(self.batch, self.n_inp)[1])
-    history = property(lambda self: self.metrics.history, doc='The rows of `MetricsCB`')
+
+    @property
+    def history(self)->list:
+        "The rows of `MetricsCB`, one for each epoch"
+        if self.metrics: return self.metrics.history
+        raise RuntimeError('There is no history yet; pass MetricsCB() in cbs, and fit.')
 
     @property
     def epoch_done(self):
@@ -221,9 +229,8 @@ class Learner:
 # %% ../nbs/09_learner.ipynb #92a6807f
 class TrainCB(Callback):
     "The usual training step: predict, loss, backward, step, zero the gradients"
-    def __init__(self, n_inp=None): # How many inputs; None leaves it to the learner
+    def __init__(self, n_inp=1): # How many items of a batch are inputs; the learner asks for it
         self.n_inp = n_inp
-    def before_fit(self, learn): learn.n_inp = self.n_inp or learn.n_inp
     def predict(self, learn): learn.preds = call_with(learn.model, learn.xb)
     def get_loss(self, learn): learn.loss = call_with(learn.loss_func, learn.yb, learn.preds)
     def backward(self, learn): learn.loss.backward()
@@ -305,11 +312,11 @@ def show_training_loop(self:Learner, cbs=None):
         if nm.startswith('cleanup_'): found.reverse()
         if nm in self.own_steps: found = [type(self).__name__]
         depth = _depths.get(nm.split('_')[-1], 3)
-        print(f"{'    '*depth}{nm:16}{', '.join(found)}".rstrip())
+        print(f"{'    '*depth}{nm:20}{', '.join(found)}".rstrip())
 
 # %% ../nbs/09_learner.ipynb #6564baaf
-class Mean:
-    "Weighted mean, summed in float64 by `compute`"
+class Metric:
+    "Base class of metrics; by itself a weighted mean, summed in float64 by `compute`"
     def __init__(self): self.reset()
     def reset(self):
         self.vals = []
@@ -334,8 +341,9 @@ class Mean:
         self.weights = [1]
         self.n = n
 
-class Accuracy(Mean):
+class Accuracy(Metric):
     "Fraction of predictions whose highest score is the target's; classes in dimension 1"
+    higher_is_better = True
     def update(self, preds, target):
         are_scores = preds.ndim>1 and preds.shape[1]>1
         top = preds.argmax(1) if are_scores else None
@@ -344,6 +352,15 @@ class Accuracy(Mean):
                 'Accuracy must get scores of shape (n,classes,...), two classes or more, and '
                 f'labels of shape (n,...), got {describe(preds)} and {describe(target)}.')
         self.add((top==target).sum(), 1, target.numel())
+
+class AvgMetric(Metric):
+    "Mean of `f(preds, targs)`, a function that returns one number for a batch"
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+    def update(self, preds, *targs):
+        n = len(tensors(preds)[0])
+        self.add(self.f(preds, *targs), n, n)
 
 # %% ../nbs/09_learner.ipynb #610caaf7
 def _format(nm, v):
@@ -366,60 +383,60 @@ def print_row(row):
     print(f"{' '.join(parts).strip()}  {seconds:.1f} s", flush=True)
 
 # %% ../nbs/09_learner.ipynb #e28756d2
-def _named_metrics(metrics, named):
-    "All metrics by name; those without one are named after their class"
-    for m in metrics:
-        nm = fc.camel2snake(type(m).__name__)
-        if nm in named:
-            raise ValueError(f'Two metrics are called {nm}; pass them by name, MetricsCB(one=...).')
-        named[nm] = m
-    for nm,m in named.items():
-        methods = [o for o in ('update','compute','reset') if not callable(getattr(m, o, None))]
-        if methods:
-            raise TypeError(f"The metric {nm} must have update, compute and reset, got {m!r}, "
-                            f"which lacks {', '.join(methods)}.")
-    return named
+def _split_metric(m):
+    "A metric, and the function that picks its inputs or None"
+    return m if isinstance(m, tuple) else (m, None)
 
-def _metric_inputs(metrics, preds, targs):
-    "For each metric its predictions and targets"
-    named = isinstance(preds, Mapping)
-    if isinstance(targs, Mapping) and not named: targs = tuple(targs.values())
-    if isinstance(preds, torch.Tensor): return [(preds, *targs)]*len(metrics)
-    # several outputs: a metric for each, and targets (a,b), or nested as ((a,b),)
-    if not named and len(targs)==1<len(preds): targs = targs[0]
-    if named and not isinstance(targs, Mapping): targs = targs[0]
-    outputs = list(preds) if named else list(range(len(preds)))
-    keys = list(metrics) if named else outputs
-    if len(metrics)!=len(keys) or not {*keys}<={*outputs}:
-        how = 'by its name' if named else 'in their order'
-        raise ValueError(f'The metrics must match the outputs {outputs}, got {list(metrics)}; '
-                         f'pass one metric for each output, {how}.')
-    return [(preds[k], targs[k]) for k in keys]
+def _metric_name(m):
+    "The name of a function, or of a metric's class"
+    m,_ = _split_metric(m)
+    return getattr(m, '__name__', None) or fc.camel2snake(type(m).__name__)
 
-def _as_number(v):
-    "A Python number of what has one item; the rest as it is"
-    one_item = hasattr(v, 'item') and math.prod(v.shape)==1
-    return v.item() if one_item else v
+def _as_metric(m):
+    "The metric itself, or the mean of a function"
+    check_object(m)
+    if all(hasattr(m, nm) for nm in ('update','compute','reset')): return m
+    if callable(m): return AvgMetric(m)
+    raise TypeError('A metric must have update, compute and reset, or be a function of '
+                    f'predictions and targets, got {m!r}.')
+
+def _columns(nm, v)->dict:
+    "The numbers in `v`, which the metric `nm` computed, by the names of their columns"
+    if isinstance(v, Mapping): named = v.items()
+    elif getattr(v, 'ndim', 0): named = [(f'{nm}_{i}', o) for i,o in enumerate(v)]
+    else: return {nm: v.item() if hasattr(v, 'item') else v}
+    columns = {}
+    for k,o in named: columns |= _columns(k, o)
+    return columns
 
 # %% ../nbs/09_learner.ipynb #c9
 class MetricsCB(Callback):
     "Measures the loss and `metrics` over each pass; one row of results for each epoch"
     skip_dry_run = True
     def __init__(self,
-        *metrics, # Named after their classes
+        *metrics, # Named after their class; with a function, a pair (metric, picks its inputs)
         **named # Named by you
     ):
-        self.metrics = _named_metrics(metrics, named)
-        self.loss = Mean()
+        self.metrics = {}
+        self.picks = {}
+        for m in metrics: self._add(_metric_name(m), m)
+        for nm,m in named.items(): self._add(nm, m)
+        self.loss = Metric()
         self.history = []
         self.row = {}
         self.trained = 0  # epochs of earlier fits
+    def _add(self, nm, m):
+        if nm in self.metrics:
+            raise ValueError(f'Two metrics are called {nm}; pass them by name, MetricsCB(one=...).')
+        m,self.picks[nm] = _split_metric(m)
+        self.metrics[nm] = _as_metric(m)
     def state_dict(self): return {'history': self.history, 'trained': self.trained}
     def load_state_dict(self, state):
         self.history = state['history']
         self.trained = state['trained']
 
     def before_fit(self, learn):
+        if learn.metrics is not self: self.history = []  # it may have served another learner
         learn.metrics = self
         self.row = {}
         self.trained = max((r['epoch'] for r in self.history), default=0)
@@ -432,16 +449,31 @@ class MetricsCB(Callback):
     def after_batch(self, learn):
         self.loss.update(learn.losses[-1], len(tensors(learn.batch)[0]))
         if not self.metrics: return
-        preds = map_batch(torch.Tensor.detach, learn.preds)
-        inputs = _metric_inputs(self.metrics, preds, learn.yb)
-        for m,args in zip(self.metrics.values(), inputs): m.update(*args)
-    def after_epoch(self, learn):
+        targs = learn.yb
+        if isinstance(targs, Mapping): targs = targs.values()
+        inputs = map_batch(torch.Tensor.detach, learn.preds), *targs
+        for nm in self.metrics: self._update(nm, inputs)
+    def _update(self, nm, inputs):
+        pick = self.picks[nm]
+        try:
+            if pick: inputs = pick(*inputs)
+            self.metrics[nm].update(*inputs)
+        except Exception as e:
+            e.add_note(f'The metric {nm} got {describe(inputs)}; to choose what it gets, pass a '
+                       f'pair: MetricsCB({nm}=(metric, lambda preds, targs: (preds, targs))).')
+            raise
+    def after_epoch(self, learn): self._measure(learn)
+    def after_cancel_epoch(self, learn):
+        if self.loss.n: self._measure(learn)  # the batches up to there
+    def _measure(self, learn):
         if not self.row: self.history.append(self.row)  # one dict for both passes
         self.row['epoch'] = self.trained + (learn.epoch+1 if learn.does_train else 0)
         kind = 'train' if learn.training else 'valid'
         for nm,m in {'loss': self.loss, **self.metrics}.items():
-            self.row[f'{kind}_{nm}'] = _as_number(m.compute())
+            columns = _columns(nm, m.compute())
+            self.row |= {f'{kind}_{k}': v for k,v in columns.items()}
         self.row[f'{kind}_seconds'] = time.perf_counter()-self.start
+        self.loss.reset()  # a pass that is cancelled at its start has no row
     def cleanup_epoch(self, learn):
         more_to_come = learn.training and learn.does_valid
         if not more_to_come: self._log(learn)
@@ -560,6 +592,7 @@ class ProgressCB(Callback):
         if learn.training and learn.losses: self.losses.append(learn.losses[-1])
         if time.perf_counter()-self.shown>self.every: self._show(learn)
     def after_epoch(self, learn): self._show(learn)
+    def after_cancel_epoch(self, learn): self._show(learn)
     def cleanup_fit(self, learn):
         if self.view is not None: self.view.close()
         self.view = None
@@ -694,8 +727,8 @@ class LRFind:
 @patch
 @fc.delegates(LRFinderCB)
 def lr_find(self:Learner,
-    max_epochs=None, # None passes over the data as often as needed
-    show=True, # Draw the curve?
+    max_epochs:int|None=None, # None passes over the data as often as needed
+    show:bool=True, # Draw the curve?
     **kwargs
 )->LRFind:
     "Try out learning rates and show their losses, in a dry run"

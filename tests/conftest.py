@@ -98,7 +98,7 @@ def state(learn):
         torch=torch.get_rng_state().tolist(), numpy=str(np.random.get_state()), python=random.getstate(),
         order=learn.dls.train.sampler.generator.get_state().tolist(),
         cbs=[id(c) for c in learn.cbs], logger=id(learn.logger),
-        history=[dict(r) for r in learn.metrics.history] if hasattr(learn, 'metrics') else None)
+        history=[dict(r) for r in learn.metrics.history] if learn.metrics else None)
 
 class Meddles(Callback):
     "A careless callback: draws random numbers, changes modes, gradients; with `trains` weights too"

@@ -169,15 +169,40 @@ def test_torchmetrics_work():
     learn.fit(2)
     for row in learn.metrics.history: assert row['valid_accuracy']==pytest.approx(row['valid_theirs'])
 
-@pytest.mark.parametrize('metric', [F.cross_entropy, 'accuracy'])
-def test_no_metric(metric):
-    with pytest.raises(TypeError, match='nice must have update, compute and reset, .* lacks update, compute, reset'): MetricsCB(nice=metric)
-
-def test_metric_that_lacks_update():
-    class M:
+def test_what_is_no_metric():
+    class NoUpdate:
         def compute(self): pass
         def reset(self): pass
-    with pytest.raises(TypeError, match='lacks update'): MetricsCB(M())
+    for o in 'accuracy',NoUpdate(),{}:
+        with pytest.raises(TypeError, match='must have update, compute and reset, or be a function'): MetricsCB(o)
+    with pytest.raises(TypeError, match='Accuracy is a class; pass an object'): MetricsCB(Accuracy)
+
+def test_a_function_is_averaged_over_the_items():
+    def error(preds, targs): return (preds.argmax(1)!=targs).float().mean()
+    learn = toy(cbs=MetricsCB(Accuracy(), error, half=lambda p,y: .5))
+    learn.dls = toy_dls(bs=5, n=32)
+    learn.fit(1)
+    row = learn.history[0]
+    assert row['valid_error']==pytest.approx(1-row['valid_accuracy']) and row['train_half']==.5
+
+def test_metrics_that_compute_several_numbers():
+    tm = pytest.importorskip('torchmetrics')
+    classes = tm.classification.MulticlassAccuracy(3, average=None)
+    both = tm.MetricCollection([tm.classification.MulticlassAccuracy(3), tm.classification.MulticlassF1Score(3)])
+    learn = toy(cbs=MetricsCB(both, recall=classes))
+    learn.fit(2)
+    row = learn.history[-1]
+    assert all(isinstance(v, (int,float)) for v in row.values())
+    assert {f'valid_recall_{i}' for i in range(3)} | {'train_MulticlassF1Score'} <= {*row}
+    assert 'Recall_2' in [ax.get_title() for ax in plot_history(learn.history).axes]
+
+def test_a_metrics_callback_of_two_learners():
+    cbs = [MetricsCB()]
+    toy(cbs=cbs).fit(2)
+    learn = toy(cbs=cbs)
+    learn.fit(1)
+    learn.fit(1)
+    assert [r['epoch'] for r in learn.history]==[1,2]
 
 def test_two_metrics_of_one_name():
     with pytest.raises(ValueError, match='Two metrics are called accuracy'): MetricsCB(Accuracy(), Accuracy())
@@ -248,27 +273,33 @@ def two_losses(preds, *targs, **named):
     if len(targs)==1: targs = targs[0]
     return sum(map(F.cross_entropy, preds, targs))
 
-@pytest.mark.parametrize('batch', [(X,Y,Y%2), (X,(Y,Y%2)), {'x': X, 'first': Y, 'second': Y%2}],
-                         ids=['tuple','nested','dict'])
-def test_a_metric_for_each_output(batch):
-    cbs = [DeviceCB('cpu'), MetricsCB(first=Accuracy(), second=Accuracy())]
-    learn = TrainLearner(TwoOutputs(isinstance(batch, dict)), DataLoaders([batch], [batch]), two_losses, cbs=cbs)
+def pick_of_tuple(i): return lambda preds,*targs: (preds[i], targs[i])
+def pick_nested(i): return lambda preds,targs: (preds[i], targs[i])
+def pick_named(i): return lambda preds,*targs: (preds[['first','second'][i]], targs[i])
+
+@pytest.mark.parametrize('batch, pick', [
+    ((X,Y,Y%2), pick_of_tuple), ((X,(Y,Y%2)), pick_nested),
+    ({'x': X, 'first': Y, 'second': Y%2}, pick_named)], ids=['tuple','nested','dict'])
+def test_a_metric_for_each_output(batch, pick):
+    metrics = MetricsCB(first=(Accuracy(), pick(0)), second=(Accuracy(), pick(1)))
+    learn = TrainLearner(TwoOutputs(isinstance(batch, dict)), DataLoaders([batch], [batch]), two_losses,
+                         cbs=[DeviceCB('cpu'), metrics])
     learn.fit(2)
     row = learn.metrics.history[-1]
     pairs = (learn.model.a,Y),(learn.model.b,Y%2)
     with torch.no_grad(): want = [(f(X).argmax(1)==y).float().mean().item() for f,y in pairs]
     assert [row['valid_first'], row['valid_second']]==want
-    learn.cbs[1] = MetricsCB()
-    learn.fit(1)
-    assert list(learn.metrics.history[0])==['epoch','train_loss','train_seconds','valid_loss','valid_seconds']
 
-@pytest.mark.parametrize('named, msg', [
-    (False, r"outputs \[0, 1\], got \['accuracy'\]; pass one metric for each output, in their order"),
-    (True, r"outputs .'second', 'first'., got \['accuracy'\]; pass one metric for each .*, by its name")])
-def test_metrics_that_do_not_match_the_outputs(named, msg):
+@pytest.mark.parametrize('named', [False,True])
+def test_each_metric_gets_what_the_loss_gets(named):
+    def error(preds, *targs): return preds['first' if named else 0].argmax(1).ne(targs[0]).float().mean()
     batch = {'x': X, 'first': Y, 'second': Y%2} if named else (X,Y,Y%2)
-    learn = TrainLearner(TwoOutputs(named), DataLoaders([batch], [batch]), two_losses, cbs=MetricsCB(Accuracy()))
-    with pytest.raises(ValueError, match=msg): learn.fit(1)
+    learn = TrainLearner(TwoOutputs(named), DataLoaders([batch], [batch]), two_losses, cbs=MetricsCB(error))
+    learn.fit(1)
+    assert 0<=learn.history[0]['valid_error']<=1
+    learn.cbs = [MetricsCB(Accuracy())]
+    with pytest.raises(Exception) as e: learn.fit(1)
+    assert 'The metric accuracy got' in e.value.__notes__[0] and 'pass a pair' in e.value.__notes__[0]
 
 # Progress
 
@@ -362,7 +393,7 @@ def test_the_last_pass_of_an_epoch(valid):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_losses_are_averaged_in_double(dtype):
-    m,vals = Mean(),torch.rand(500)*1000
+    m,vals = Metric(),torch.rand(500)*1000
     for v in vals: m.update(v.to(dtype), 1000)
     assert float(m.compute())==pytest.approx(vals.to(dtype).double().mean().item(), rel=1e-9)
 
@@ -373,7 +404,7 @@ def test_accuracy_counts_beyond_float32():
     assert m.total==2**24+1
 
 def test_a_mean_over_processes():
-    a,b = Mean(),Mean()
+    a,b = Metric(),Metric()
     a.update(torch.tensor(1.), 2)
     b.update(torch.tensor(4.), 1)
     a.sync(lambda nums: [float(x)+float(y) for x,y in zip(nums, [b.total, b.n])])
@@ -391,18 +422,6 @@ def test_history_of_validation_alone():
     learn = toy(cbs=MetricsCB(err=Accuracy()))
     learn.fit(1, train=False)
     assert [ax.get_title() for ax in plot_history(learn.history).axes]==['Loss','Err']
-
-def test_some_of_the_named_outputs_are_measured():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Linear(4, 3)
-        def forward(self, x): return {'scores': self.body(x), 'hidden': x}
-    dls = DataLoaders(None, [(x, {'scores': y}) for x,y in toy_dls().valid])
-    def loss(p, y): return F.cross_entropy(p['scores'], y['scores'])
-    learn = TrainLearner(Two(), dls, loss, cbs=MetricsCB(scores=Accuracy()))
-    learn.fit(1, train=False)
-    assert 0<=learn.history[-1]['valid_scores']<=1
 
 # Sound trainings
 
@@ -511,15 +530,62 @@ def test_a_missing_loader_is_found_before_the_training():
     with pytest.raises(ValueError, match='dls must have a valid loader'): learn.fit(1)
     assert learn.opt is None
 
-def test_n_inp_of_one_fit():
+class Own2(TrainCB):
+    def before_fit(self, learn): pass
+    def before_batch(self, learn): pass
+
+@pytest.mark.parametrize('cb', [TrainCB, Own2])
+def test_two_inputs_of_a_callback(cb):
+    seen = []
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(4, 3)
+        def forward(self, x, scale=None):
+            seen.append(scale)
+            return self.lin(x)
     batch = (X,X,Y)
-    learn = Learner(Named(), DataLoaders([batch], [batch]), F.cross_entropy)
-    learn.fit(1, cbs=TrainCB(n_inp=2))
-    assert learn.n_inp==1
+    learn = Learner(Keeps(), DataLoaders([batch], [batch]), F.cross_entropy)
+    learn.fit(1, cbs=cb(n_inp=2))
+    assert all(o is X for o in seen) and cb().n_inp==1
+    learn = Learner(Keeps(), DataLoaders([batch], [batch]), F.cross_entropy, n_inp=2)
+    learn.fit(1, cbs=cb())
+
+class Endless:
+    def __iter__(self):
+        while True: yield from toy_dls().train
+
+def test_an_endless_stream_has_rows():
+    class Bound(Callback):
+        def after_batch(self, learn):
+            if learn.training and learn.iter==2: raise CancelEpochException()
+    learn = toy(cbs=[MetricsCB(Accuracy()), Bound()])
+    learn.dls.train = Endless()
+    learn.fit(2)
+    assert [r['epoch'] for r in learn.history]==[1,2]
+    assert all('train_accuracy' in r and 'valid_accuracy' in r for r in learn.history)
+
+@pytest.mark.parametrize('what, exc', [
+    ('fit',CancelFitException), ('epoch',CancelEpochException), ('batch',CancelBatchException)])
+def test_a_cancel_has_an_event(what, exc):
+    seen = []
+    class Notes(Callback):
+        order = 1
+        def after_loss(self, learn):
+            if learn.iter==1: raise exc()
+    for nm in f'after_{what}',f'after_cancel_{what}',f'cleanup_{what}':
+        setattr(Notes, nm, lambda self, learn, nm=nm: seen.append(nm))
+    toy(cbs=Notes()).fit(1, valid=False)
+    at = seen.index(f'after_cancel_{what}')
+    assert seen[at+1]==f'cleanup_{what}' and seen.count(f'after_cancel_{what}')==1
+
+def test_there_is_no_history_yet():
+    for learn in toy(),toy(cbs=MetricsCB()):
+        with pytest.raises(RuntimeError, match=r'pass MetricsCB\(\) in cbs, and fit'): learn.history
 
 def test_targets_that_are_no_tensors_reach_the_metric_whole():
     seen = []
-    class Keeps(Mean):
+    class Keeps(Metric):
         def update(self, preds, names): seen.append(names)
     names = ['a','b']*8
     dls = DataLoaders(None, [(X,names)])

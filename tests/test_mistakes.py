@@ -1,0 +1,112 @@
+"Mistakes that newcomers make, and what they are told: the error with its notes, or the warning"
+import warnings, pytest, torch, torch.nn.functional as F
+from functools import partial
+from torch import nn, optim
+from torch.optim.lr_scheduler import OneCycleLR
+from miniai.all import *
+from conftest import toy, toy_dls, toy_model
+
+X,Y = torch.rand(8,1,6,6),torch.arange(8)%3
+COLUMN = torch.rand(8,1)
+
+def fit(x=X, y=Y, loss=F.cross_entropy, n_out=3, cls=TrainLearner, model=None, **kw):
+    model = model or nn.Sequential(nn.Flatten(), nn.Linear(36, n_out))
+    batch = (x, *y) if isinstance(y, tuple) else (x, y)
+    cls(model, DataLoaders([batch], [batch]), loss, **kw).fit(1)
+
+def cb(**methods): return type('Mine', (Callback,), methods)()
+def event(nm): return cb(**{nm: lambda self, learn: None})
+
+class NoLearn(Callback):
+    def before_fit(self): pass
+
+class TwoInputs(nn.Module):
+    def __init__(self, optional=False):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+        self.forward = self.maybe if optional else self.both
+    def both(self, x, scale): return self.body(x*scale)
+    def maybe(self, x, scale=1): return self.body(x*scale)
+
+opt = optim.SGD(nn.Linear(1,1).parameters(), .1)
+
+def in_place_of(cb): return lambda: toy(cbs=cb)
+
+MISTAKES = {
+    # the data
+    'bytes for pixels': (lambda: fit((X*255).byte()), 'pass x.float(), or x.float()/255 for bytes'),
+    'double pixels': (lambda: fit(X.double()), 'Inputs must be torch.float32 like the model, got torch.float64'),
+    'channels last': (lambda: fit(X.permute(0,2,3,1), model=nn.Sequential(nn.Conv2d(1,3,6), nn.Flatten())),
+                      'pass x.permute(0,3,1,2)'),
+    'labels from 1': (lambda: fit(y=Y+1), 'Labels must be from 0 to 2 for 3 outputs, got 1 to 3'),
+    'float labels': (lambda: fit(y=Y.float()), 'pass y.long()'),
+    'int32 labels': (lambda: fit(y=Y.int()), 'pass y.long()'),
+    'labels in a column': (lambda: fit(y=Y[:,None]), 'Labels must have shape (n,), got (8, 1); pass y[:,0]'),
+    'one-hot labels': (lambda: fit(y=F.one_hot(Y)), 'y.argmax(1) for one-hot labels'),
+    'a row of targets for a column of scores': (
+        lambda: fit(y=Y.float(), loss=F.binary_cross_entropy_with_logits, n_out=1),
+        'Targets must have the shape of the predictions (8, 1), got (8,); pass y[:,None]'),
+    'whole numbers for a binary loss': (
+        lambda: fit(y=F.one_hot(Y), loss=nn.BCEWithLogitsLoss()), 'must be floats, got torch.int64; pass y.float()'),
+    'a batch of one before batch norm': (
+        lambda: fit(X[:1], Y[:1], model=nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36))), 'drop_last=True'),
+    'an empty loader': (lambda: TrainLearner(toy_model(), DataLoaders([], []), F.cross_entropy).fit(1),
+                        'The training loader gave no batch'),
+    'no validation data': (lambda: TrainLearner(toy_model(), DataLoaders(toy_dls().train), F.cross_entropy).fit(1),
+                           'dls must have a valid loader'),
+    'a tuple of loaders': (lambda: TrainLearner(toy_model(), (toy_dls().train, None), F.cross_entropy).fit(1),
+                           'pass DataLoaders(train, valid)'),
+    # model and loss
+    'two inputs': (lambda: fit(y=(X,Y), model=TwoInputs()), 'pass n_inp=2'),
+    'two inputs, one optional': (lambda: fit(y=(X,Y), model=TwoInputs(True)), 'pass n_inp=2'),
+    'a model elsewhere': (lambda: fit(model=nn.Sequential(nn.Flatten(), nn.Linear(36,3)).to('meta')),
+                          'pass DeviceCB() in cbs'),
+    'all is frozen': (lambda: fit(model=nn.Sequential(nn.Flatten(), nn.Linear(36,3)).requires_grad_(False)),
+                      'All parameters are frozen'),
+    'a loss for each item': (lambda: fit(loss=partial(F.cross_entropy, reduction='none')), 'one number'),
+    'a class of losses': (lambda: fit(loss=nn.CrossEntropyLoss), 'pass an object, CrossEntropyLoss()'),
+    'the wrong loss': (lambda: fit(loss=F.mse_loss, y=COLUMN[:5]), 'loss_func mse_loss does not fit'),
+    # the learner
+    'no training step': (lambda: fit(cls=Learner), 'pass TrainCB() in cbs, or use TrainLearner'),
+    'an optimizer for opt_func': (lambda: toy(opt_func=opt), 'opt_func must be a function of parameters and lr'),
+    'a rate in the place of train': (lambda: toy().fit(1, .1), 'did you mean lr=0.1?'),
+    'half an epoch': (lambda: toy().fit(.5), 'n_epochs must be a whole number'),
+    'the history before a fit': (lambda: toy().history, 'pass MetricsCB() in cbs, and fit'),
+    'no history to plot': (lambda: plot_history([]), 'The history is empty'),
+    'a training in its own fit': (lambda: toy(cbs=cb(after_epoch=lambda self, learn: learn.fit(1))).fit(1),
+                                  'must not train inside its own fit'),
+    # callbacks
+    'a class of callbacks': (in_place_of(MetricsCB), 'pass an object, MetricsCB()'),
+    'a transform for a callback': (in_place_of(RandFlip()), 'pass BatchTransformCB(f) for a function f'),
+    'a scheduler for a callback': (in_place_of(OneCycleLR(opt, .1, 8)), 'BatchSchedCB(f) for one that makes a scheduler'),
+    'a function for a callback': (in_place_of(lambda learn: print(learn)), 'A callback must derive from Callback'),
+    'a scheduler for BatchSchedCB': (lambda: BatchSchedCB(OneCycleLR(opt, .1, 8)), 'sched must be a function'),
+    'an event without the learner': (lambda: toy(cbs=NoLearn()).fit(1), 'Events are called with the learner'),
+    'a transform of images for batches': (lambda: fit(cbs=BatchTransformCB(RandFlip())),
+                                          'pass partial(tfm_batch, tfm_x=...)'),
+    'a misspelled event': (lambda: toy(cbs=event('after_bacth')).fit(1), 'did you mean after_batch?'),
+    "Lightning's event": (lambda: toy(cbs=event('on_train_epoch_end')).fit(1), 'did you mean after_epoch?'),
+    "Keras's event": (lambda: toy(cbs=event('on_epoch_begin')).fit(1), 'did you mean before_epoch?'),
+    'swapped loaders': (lambda: TrainLearner(toy_model(), DataLoaders(toy_dls().valid, toy_dls().train),
+                                             F.cross_entropy).fit(1), 'are they swapped?'),
+    'logits for nll_loss': (lambda: fit(loss=F.nll_loss), 'pass cross_entropy for logits'),
+    'a rate much too high': (lambda: fit(X*1e30, lr=1e30), 'lower the learning rate'),
+    # metrics
+    'the name of a metric': (lambda: MetricsCB('accuracy'), 'A metric must have update, compute and reset'),
+    'two metrics of one name': (lambda: MetricsCB(Accuracy(), Accuracy()), 'pass them by name'),
+    'accuracy of numbers': (lambda: fit(y=COLUMN, loss=F.mse_loss, n_out=1, cbs=MetricsCB(Accuracy())),
+                            'Accuracy must get scores of shape'),
+}
+
+def said(f):
+    "The error that `f` raises with its notes, and the warnings before it"
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        try: f()
+        except Exception as e: return '\n'.join([str(e), *getattr(e, '__notes__', ())])
+    return '\n'.join(str(w.message) for w in ws)
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_what_is_said(name):
+    f,remedy = MISTAKES[name]
+    assert remedy in said(f)
