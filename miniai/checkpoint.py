@@ -19,6 +19,7 @@ from pathlib import Path
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from .core import map_batch, random_state, set_random_state, tensors, to_device
 from .learner import Callback, CancelFitException, ProgressCB
+from .sgd import BaseSchedCB
 
 # %% ../nbs/16_checkpoint.ipynb #307cc0ce
 @contextlib.contextmanager
@@ -55,7 +56,8 @@ def load_safely(path):
     content = data[:-34]
     if data[-34:]!=_checksum(content):
         raise ValueError(f'{path} cannot be loaded safely: '
-                         'it is damaged, or save_safely did not write it.')
+                         'it is damaged, or save_safely did not write it; a file that torch.save '
+                         'wrote loads with torch.load(path, weights_only=True).')
     return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00016
@@ -81,6 +83,7 @@ def rank_distrib()->int:
 def _parts(learn):
     "What a checkpoint keeps: model, optimizer, and the callbacks that have a state"
     cbs = [cb for cb in learn.cbs if hasattr(cb, 'state_dict')]
+    cbs.sort(key=lambda cb: type(cb).__name__)  # in whatever order they were passed
     named = {f'{i} {type(cb).__name__}': cb for i,cb in enumerate(cbs)}
     return dict(model=learn.model, optimizer=learn.opt) | named
 
@@ -89,16 +92,24 @@ def _identity(learn):
     groups = learn.opt.param_groups
     names = [k for k,v in groups[0].items() if type(v) in (int,float,tuple)]
     numbers = {k: [g[k] for g in groups] for k in names}
-    return dict(n_epochs=learn.n_epochs, parts=[*_parts(learn)], **numbers)
+    return dict(parts=[*_parts(learn)], **numbers)
+
+def _schedules(learn):
+    "The numbers of each schedule, which must be the same at its start"
+    numbers = {}
+    for nm,part in _parts(learn).items():
+        if not isinstance(part, BaseSchedCB): continue
+        for k,v in part.state_dict().items(): numbers[f'{nm} {k}'] = v
+    return numbers
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00018
 class CheckpointCB(Callback):
-    "Saves a training after each epoch; a fit that finds the file goes on from there"
+    "Saves each epoch; a fit that finds the file goes on, bit for bit if no workers persist"
     order = -1000
     skip_dry_run = True
     def __init__(self,
         path, # The file
-        restart=False, # Start again, even where there is a file?
+        restart=False, # Start again? The first epoch's end then overwrites an old file
         **identity # What else must be the same for a fit to go on, such as data=digest(splits)
     ):
         self.path = Path(path)
@@ -106,33 +117,34 @@ class CheckpointCB(Callback):
         self.identity = identity
 
     def before_fit(self, learn):
+        self.begun = False
         self.state = None  # what the file holds, until it is loaded
         if not learn.does_train: return
         self.about = _identity(learn) | self.identity
-        if not self.restart and self.path.exists(): self._open(learn)
+        if self.restart or not self.path.exists(): return
+        self.state = load_safely(self.path)
+        learn.epoch = self.state['epoch']
     def before_epoch(self, learn):
         if not learn.training: return
-        if self.state: self._load(learn)
-        elif learn.epoch: self._save(learn, learn.epoch)
+        if self.begun: self._save(learn, learn.epoch)
+        else: self._begin(learn)
     def after_fit(self, learn):
         if not learn.does_train: return
-        if self.state: self._load(learn)  # all epochs were done before
-        else: self._save(learn, learn.n_epochs)
+        if self.begun: self._save(learn, learn.n_epochs)
+        else: self._begin(learn)  # all epochs were done before
 
-    def _open(self, learn):
-        state = load_safely(self.path)
+    def _begin(self, learn):
+        self.begun = True
+        self.about |= _schedules(learn)  # all have started by now
+        state = self.state
+        self.state = None
+        if not state: return
         diff = differences(state['identity'], self.about)
         if diff:
             raise ValueError(f'{self.path} is from a fit with {diff}; '
-                             'use a different path, or restart=True to start again.')
-        self.state = state
-        learn.epoch = state['epoch']
-        print(f'{self.path}: {learn.epoch} of {learn.n_epochs} epochs are done; '
-              'restart=True starts again', flush=True)
-
-    def _load(self, learn):
-        state = self.state
-        self.state = None
+                             'change that back, or use a different path.')
+        print(f"{self.path}: {state['epoch']} of {learn.n_epochs} epochs are done; "
+              'a different path starts again', flush=True)
         for nm,o in _parts(learn).items(): o.load_state_dict(state['parts'][nm])
         for nm,p in learn.model.named_parameters():
             p.grad = to_device(state['grads'].get(nm), p.device)
@@ -146,28 +158,47 @@ class CheckpointCB(Callback):
         save_safely(state, self.path)
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00030
-def _stale(learn, col, lower):
-    "How many epochs ago this fit was best in `col`"
-    rows = [r for r in learn.history if r['epoch']>learn.metrics.trained]  # without earlier fits
-    if lower is None: lower = 'loss' in col or 'error' in col
-    vals = [r[col] if lower else -r[col] for r in rows]
-    vals = [math.inf if math.isnan(v) else v for v in vals]
-    best = vals.index(min(vals))
-    return len(vals)-1-best
+def _is_lower_better(learn, col, lower):
+    "What the caller says, or the metric, or else the name"
+    if lower is not None: return lower
+    nm = col.partition('_')[2]
+    higher = getattr(learn.metrics.metrics.get(nm), 'higher_is_better', None)
+    if higher is not None: return not higher
+    if 'loss' in col or 'error' in col: return True
+    if 'acc' in col: return False
+    raise ValueError(f'lower must be True or False for {col}, got None, and neither its metric '
+                     'nor its name says; pass lower=True for an error, lower=False for a score.')
 
-class SaveBestCB(Callback):
-    "Keeps the weights of the epoch with the best `col`, and loads them when the fit ends"
+class _WatchCB(Callback):
+    "Base class: knows how long ago `col` was best"
     order = ProgressCB.order+1
     skip_dry_run = True
-    best = None
     def __init__(self,
         col='valid_loss', # A column of the history
-        lower=None # Is lower better? None: yes if the name of `col` has loss or error in it
+        lower:bool=None # Is lower better? None asks the metric, or else its name
     ):
         self.col = col
         self.lower = lower
+    def before_fit(self, learn):
+        if not learn.does_train: return
+        if not getattr(learn, 'metrics', None):
+            raise ValueError(f'{self.col} must be measured; pass MetricsCB() in cbs.')
+        self.sign = 1 if _is_lower_better(learn, self.col, self.lower) else -1
+    def stale(self, learn):
+        "Count the epochs since the best one"
+        rows = [r for r in learn.history if r['epoch']>learn.metrics.trained]  # of this fit
+        if self.col not in rows[-1]:
+            raise ValueError(f'{self.col} must be a column of the history, got {[*rows[-1]]}.')
+        vals = [self.sign*r[self.col] for r in rows]
+        vals = [math.inf if math.isnan(v) else v for v in vals]
+        return len(vals)-1-vals.index(min(vals))
+
+# %% ../nbs/16_checkpoint.ipynb #c1a00055
+class SaveBestCB(_WatchCB):
+    "Keeps the weights of the epoch with the best `col`, and loads them when the fit ends"
+    best = None
     def after_epoch(self, learn):
-        if not learn.epoch_done or _stale(learn, self.col, self.lower): return
+        if not learn.epoch_done or self.stale(learn): return
         self.best = map_batch(torch.clone, learn.model.state_dict())
     def cleanup_fit(self, learn):
         if self.best: learn.model.load_state_dict(self.best)
@@ -176,21 +207,18 @@ class SaveBestCB(Callback):
     def load_state_dict(self, state): self.best = state['best']
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00054
-class EarlyStopCB(Callback):
+class EarlyStopCB(_WatchCB):
     "Ends the fit when `col` of the history has not improved for `patience` epochs"
-    order = ProgressCB.order+1
-    skip_dry_run = True
     def __init__(self,
         col='valid_loss', # A column of the history
         patience=3, # How many epochs to wait for a better one
-        lower=None # Is lower better? As in `SaveBestCB`
+        lower:bool=None # Is lower better? As in `SaveBestCB`
     ):
-        self.col = col
+        super().__init__(col, lower)
         self.patience = patience
-        self.lower = lower
     def before_epoch(self, learn):
         if not learn.training or learn.epoch==0: return
-        if _stale(learn, self.col, self.lower)<self.patience: return
+        if self.stale(learn)<self.patience: return
         print(f'Stopped: {self.col} has not improved for {self.patience} epochs.', flush=True)
         raise CancelFitException()
 

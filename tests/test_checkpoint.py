@@ -16,6 +16,8 @@ from conftest import At, Raises, toy, toy_dls, toy_model
 torch_cycle = partial(optim.lr_scheduler.OneCycleLR, max_lr=.1, total_steps=4*4)
 scheds = {'ours': lambda: BatchSchedCB(partial(OneCycle, max_lr=.1, total_steps=4*4)),
           'torch': lambda: BatchSchedCB(torch_cycle),
+          'longer': lambda: BatchSchedCB(partial(OneCycle, max_lr=.1, total_steps=5*4)),
+          'steps': lambda: EpochSchedCB(partial(optim.lr_scheduler.StepLR, step_size=2)),
           'epochs': lambda: EpochSchedCB(partial(CosineAnnealing, total_steps=4))}
 
 def learner(path, sched='ours', opt=optim.AdamW, cbs=(), cls=TrainLearner, **kwargs):
@@ -209,7 +211,7 @@ def test_a_second_fit_says_what_it_does(tmp_path, capsys):
     for l in learn, learner(tmp_path/'c.pt'):
         l.fit(4, cbs=Raises('before_batch', ZeroDivisionError()))
         said = capsys.readouterr().out
-        assert 'c.pt: 4 of 4 epochs are done; restart=True starts again' in said
+        assert 'c.pt: 4 of 4 epochs are done; a different path starts again' in said
         assert outcome(l)[:2]==before
     again = learner(tmp_path/'c.pt', restart=True)
     again.fit(4)
@@ -221,8 +223,8 @@ def test_going_on_is_said(tmp_path, capsys):
     assert 'c.pt: 1 of 4 epochs are done' in capsys.readouterr().out
 
 @pytest.mark.parametrize('fit, msg', [
-    (lambda f: learner(f, data='a').fit(5),
-     r'c\.pt is from a fit with n_epochs 4 \(now 5\); use a different path, or restart=True'),
+    (lambda f: learner(f, data='a', sched='longer').fit(5),
+     r'BatchSchedCB total_steps 16 \(now 20\), .*; change that back, or use a different path'),
     (lambda f: learner(f, data='a', cbs=[MetricsCB()]).fit(4), 'with parts .*a different path'),
     (lambda f: learner(f, data='a').fit(4, lr=.2), r'with lr \[0\.1\] \(now \[0\.2\]\)'),
     (lambda f: learner(f, data='a', opt=optim.SGD).fit(4), r'momentum None \(now \[0\]\)'),
@@ -235,8 +237,8 @@ def test_a_different_training_does_not_go_on(tmp_path, fit, msg):
     f = tmp_path/'c.pt'
     learner(f, data='a').fit(4)
     saved = f.read_bytes()
-    with pytest.raises(ValueError, match=msg): fit(f)
-    assert f.read_bytes()==saved
+    with pytest.raises(ValueError, match=msg) as e: fit(f)
+    assert f.read_bytes()==saved and 'restart' not in str(e.value)
 
 def test_a_digest_sees_every_change_of_the_data():
     x,y = torch.arange(6.),torch.arange(6)
@@ -248,12 +250,59 @@ def test_a_digest_sees_every_change_of_the_data():
 
 def test_callbacks_without_a_state_may_differ(tmp_path, want):
     stop(tmp_path/'c.pt', 'before_batch', at=8)
-    check_resumes(tmp_path/'c.pt', want, cbs=[Callback()])
+    check_resumes(tmp_path/'c.pt', want, cbs=[Callback(), At('before_fit', print, order=-9)])
 
 class Counts(Callback):
     def __init__(self, start): self.n = start
     def state_dict(self): return {'n': self.n}
     def load_state_dict(self, state): self.n = state['n']
+
+class Tallies(Counts): "Another class with the same state"
+
+def test_callbacks_with_a_state_go_by_their_class(tmp_path):
+    "In which order they stand is no part of a training"
+    f = tmp_path/'c.pt'
+    cbs = lambda *ns: [Counts(ns[0]), Tallies(ns[1]), Counts(ns[2])]
+    want = whole(cbs=cbs(1,2,3))
+    stop(f, 'before_batch', at=8, cbs=cbs(1,2,3))
+    one,other,two = cbs(0,0,0)
+    check_resumes(f, want, cbs=[other, one, two])
+    assert [cb.n for cb in (one,other,two)]==[1,2,3]
+
+# ---- more epochs, or fewer
+
+def fit_epochs(n, f=None, sched='steps'):
+    learn = learner(f, sched)
+    learn.fit(n)
+    return outcome(learn)
+
+@pytest.mark.parametrize('sched', ['steps','longer'])
+def test_a_training_grows(tmp_path, sched):
+    "Where its schedule allows it, bit for bit, as often as you like"
+    f = tmp_path/'c.pt'
+    want = fit_epochs(5, sched=sched)
+    for n in 2,4: fit_epochs(n, f, sched)
+    assert fit_epochs(5, f, sched)==want
+
+def test_a_training_with_more_epochs_than_asked_for_is_loaded(tmp_path, capsys):
+    f = tmp_path/'c.pt'
+    want = fit_epochs(3, f)
+    saved = f.read_bytes()
+    assert fit_epochs(2, f)==want and f.read_bytes()==saved
+    assert 'c.pt: 3 of 2 epochs are done' in capsys.readouterr().out
+
+@pytest.mark.parametrize('length', [
+    lambda n: BatchSchedCB(partial(optim.lr_scheduler.CosineAnnealingLR, T_max=n)),
+    lambda n: BatchSchedCB(partial(optim.lr_scheduler.LinearLR, total_iters=n)),
+    lambda n: BatchSchedCB(partial(OneCycle, max_lr=.1, total_steps=n))])
+def test_a_schedule_of_a_different_length_does_not_grow(tmp_path, length):
+    f = tmp_path/'c.pt'
+    toy(cbs=[length(8), CheckpointCB(f)]).fit(2)
+    saved = f.read_bytes()
+    for n in 1,3:
+        with pytest.raises(ValueError, match=r'8 \(now .*; change that back, or use a diff'):
+            toy(cbs=[length(4*n), CheckpointCB(f)]).fit(n)
+    assert f.read_bytes()==saved
 
 @pytest.mark.parametrize('state, word', [
     (np.arange(3),'numpy'), (np.float64(1),'numpy'), (Path('x'),'pathlib'), (Counts(1),'Counts')])
@@ -294,7 +343,8 @@ def test_foreign_and_hostile_files(tmp_path, monkeypatch):
     import miniai.checkpoint as c
     monkeypatch.chdir(tmp_path)
     torch.save({'weight': torch.ones(1)}, 'foreign.pt')
-    with pytest.raises(ValueError, match='cannot be loaded safely'): load_safely('foreign.pt')
+    remedy = r'foreign.pt cannot be .* torch\.load\(path, weights_only=True\)'
+    with pytest.raises(ValueError, match=remedy): load_safely('foreign.pt')
     monkeypatch.setattr(c, 'get_unsafe_globals_in_checkpoint', lambda f: [])
     save_safely({'weight': Hostile()}, 'hostile.pt')
     with pytest.raises(pickle.UnpicklingError, match='Weights only'): load_safely('hostile.pt')
@@ -421,12 +471,50 @@ def test_stopped_fits_keep_the_best_epoch(tmp_path):
             learn,*again = played(vals, *cbs(), ckpt=f)
             assert again==[2., 4] and outcome(learn)[:2]==outcome(want[0])[:2]
 
-@pytest.mark.parametrize('lower, best', [(None,1), (True,3)])
-def test_lower_can_be_better_for_any_name(lower, best):
+@pytest.mark.parametrize('lower, best', [(False,1), (True,3)])
+@pytest.mark.parametrize('col', ['valid_mse','valid_error','valid_accuracy'])
+def test_the_caller_says_what_is_better(col, lower, best):
     vals = [3.,2.,1.]
-    assert played(vals, SaveBestCB('valid_mse', lower=lower), col='valid_mse')[1]==best
-    stop = EarlyStopCB('valid_mse', patience=1, lower=lower)
-    assert played(vals, stop, col='valid_mse')[2]==(3 if lower else 2)
+    assert played(vals, SaveBestCB(col, lower=lower), col=col)[1]==best
+    stop = EarlyStopCB(col, patience=1, lower=lower)
+    assert played(vals, stop, col=col)[2]==(3 if lower else 2)
+
+class Score(Accuracy):
+    "A metric that may say, as those of torchmetrics do, what is better"
+    def __init__(self, higher_is_better):
+        super().__init__()
+        self.higher_is_better = higher_is_better
+    def update(self, preds, targs): pass
+
+@pytest.mark.parametrize('higher, nm, best', [
+    (False,'mae',3), (True,'mae',1), (True,'error',1), (False,'acc',3), (None,'error',3),
+    (None,'acc',1)])
+def test_the_metric_says_what_is_better(higher, nm, best):
+    "A word in its name is asked only where the metric says nothing"
+    col = f'valid_{nm}'
+    def fitted(cb):
+        learn = toy(cbs=[MetricsCB(**{nm: Score(higher)}), Plays([3.,2.,1.], col), cb])
+        learn.fit(3)
+        return learn
+    assert (fitted(SaveBestCB(col)).model[0].weight==best).all()
+    assert len(fitted(EarlyStopCB(col, patience=1)).history)==(3 if best==3 else 2)
+
+watchers = pytest.mark.parametrize('cb', [SaveBestCB, EarlyStopCB])
+
+@watchers
+def test_what_nobody_can_know_is_refused_before_the_training(cb):
+    cbs = [MetricsCB(mae=Score(None)), cb('valid_mae')]
+    never = Raises('before_batch', ZeroDivisionError())
+    with pytest.raises(ValueError, match='lower must be .* for valid_mae.*pass lower=True'):
+        toy(cbs=cbs).fit(1, cbs=never)
+    with pytest.raises(ValueError, match=r'pass MetricsCB\(\) in cbs'):
+        toy(cbs=cb()).fit(1, cbs=never)
+    toy(cbs=cbs).fit(1, train=False)
+
+@watchers
+def test_a_column_that_is_not_there_is_named(cb):
+    with pytest.raises(ValueError, match='val_loss must be a column .*train_loss.*valid_loss'):
+        toy(cbs=[MetricsCB(), cb('val_loss')]).fit(2)
 
 @pytest.mark.parametrize('cb', [SaveBestCB, EMACB])
 def test_a_fit_that_did_not_begin_puts_nothing_back(cb):
