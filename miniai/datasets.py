@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['class_names', 'system_folder', 'hub_name', 'load_idx', 'DataSource', 'data_source', 'fashion_arrays', 'fashion_mnist',
-           'pixel_stats', 'inplace', 'tensor_images', 'collate_dict', 'collate_device', 'get_dls', 'SeededSampler',
-           'TensorLoader', 'Splits', 'fashion_tensors', 'hold_out', 'image_tensors', 'DataLoaders']
+           'pixel_stats', 'image_pixels', 'inplace', 'tensor_images', 'collate_dict', 'collate_device', 'get_dls',
+           'SeededSampler', 'TensorLoader', 'Splits', 'fashion_tensors', 'hold_out', 'image_tensors', 'DataLoaders']
 
 # %% ../nbs/05_datasets.ipynb #665f5008
-import gzip, math, os, struct, zlib
+import copy, gzip, math, os, struct, warnings, zlib
 import numpy as np, torch
 from collections import namedtuple
 from collections.abc import Mapping
 from functools import partial, wraps
 from importlib.resources import files
 from pathlib import Path
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Sampler, default_collate
 from .core import check_whole, to_device
 
@@ -127,6 +127,29 @@ def pixel_stats(x)->tuple:
     var = (counts*(values-mean)**2).sum()/counts.sum()
     return mean.item(),var.sqrt().item()
 
+# %% ../nbs/05_datasets.ipynb #pixels02
+_resizes = {'crop': ImageOps.fit, 'squish': Image.Image.resize, 'pad': ImageOps.pad}
+
+def image_pixels(
+    im, # A PIL image
+    size=None, # Height and width, a number or a pair; None keeps the size
+    mode=None, # `RGB`, or `L` for gray; None keeps gray images gray and turns others into RGB
+    resize='crop', # `crop` cuts the middle out, `squish` distorts, `pad` adds black edges
+)->torch.Tensor: # `uint8` (c,h,w)
+    "Turn a PIL image upright, and into the pixels of a size and mode"
+    if resize not in _resizes:
+        raise ValueError(f"resize must be 'crop', 'squish' or 'pad', got {resize!r}.")
+    if im.mode[0] in 'IF': raise ValueError(f'the mode {im.mode} is not one of 8 bits')
+    if mode is None: mode = 'L' if im.mode in ('1','L','LA') else 'RGB'
+    im = im.convert(mode)  # a copy, also where it has that mode
+    ImageOps.exif_transpose(im, in_place=True)
+    if size is not None:
+        check_whole(size=size)
+        h,w = size if isinstance(size, (list,tuple)) else (size,size)
+        im = _resizes[resize](im, (w,h))
+    x = np.atleast_3d(im).transpose(2,0,1)
+    return torch.from_numpy(x.copy())
+
 # %% ../nbs/05_datasets.ipynb #6c6cc61e
 def inplace(f):
     "Make `f`, which changes its argument, return that argument"
@@ -139,20 +162,16 @@ def inplace(f):
 @inplace
 def tensor_images(b):
     "Turn the PIL images in the column `image` into float tensors (c,h,w) in [0,1]"
-    from torchvision.transforms.functional import to_tensor
-    ims = [im.convert('RGB') if im.mode=='P' else im for im in b['image']]  # P: a palette
-    b['image'] = [to_tensor(im) for im in ims]
+    b['image'] = [image_pixels(im).float().div_(255) for im in b['image']]
 
 # %% ../nbs/05_datasets.ipynb #4866621d
-def _collate_columns(rows, columns):
+def _collate_columns(rows):
     b = default_collate(rows)
-    return tuple(b[k] for k in columns)
+    return tuple(b.values()) if isinstance(b, Mapping) else b
 
 def collate_dict(ds):
     "Make a collate function that returns a tuple of the columns of `ds`, in their order"
-    row = ds[0]
-    if not isinstance(row, Mapping): return default_collate
-    return partial(_collate_columns, columns=list(row))
+    return _collate_columns  # the rows know their columns
 
 def collate_device(b, device=None):
     "Collate the rows `b` and move them to `device`; None is `def_device`"
@@ -200,10 +219,11 @@ class TensorLoader:
 
 # %% ../nbs/05_datasets.ipynb #68553c3e
 class Splits(dict):
-    "Tensors (x,y) of each split by its name, and the class names in `vocab` where they are known"
-    def __init__(self, splits, vocab=None):
+    "Tensors (x,y) of each split by its name, with the class names and how images were resized"
+    def __init__(self, splits, vocab=None, resize='crop'):
         super().__init__(splits)
         self.vocab = vocab
+        self.resize = resize
 
 def fashion_tensors(
     path=None, # As `data_source` takes it
@@ -217,14 +237,14 @@ def fashion_tensors(
         splits[k] = to_device(xy, device)
     return splits
 
-def hold_out(splits, n, seed=0)->Splits:
+def hold_out(splits, n, seed=0)->dict:
     "Set `n` random images of `splits['train']` aside as the split `valid`"
     x,y = splits['train']
     check_whole(n=n)
     if n>=len(x): raise ValueError(f'n must be less than the {len(x)} training images, got {n}.')
     idx = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     held,kept = idx[:n],idx[n:]
-    res = Splits(splits, getattr(splits, 'vocab', None))
+    res = copy.copy(splits)
     res['train'] = x[kept],y[kept]
     res['valid'] = x[held],y[held]
     return res
@@ -246,37 +266,28 @@ def _by_name(dd)->dict: # The splits by the names train, valid and test
     return splits
 
 # %% ../nbs/05_datasets.ipynb #da7b0008
-class _Decoder:
-    "Decode the column `image` of a dataset, every image to the shape of the first"
-    def __init__(self, image, label, size, mode):
-        self.image,self.label = image,label
-        self.size = (size,size) if isinstance(size, int) else size
-        self.mode = mode
-        self.shape = None
-
-    def pixels(self, o): # The encoded image `o` as `uint8` (c,h,w)
-        from datasets import Image
+def _decode(rows, image, floats=False, skip_broken=False, **kwargs): # Yield decoded rows
+    from datasets import Image
+    shape = None
+    broken = []
+    for row in rows:
+        o = row[image]
         name = o['path'] or 'An image without a file name'
-        try:
-            im = Image().decode_example(o)
-            if im.mode[0] in 'IF': raise ValueError(f'the mode {im.mode} is not one of 8 bits')
+        try: x = image_pixels(Image().decode_example(o), **kwargs)
         except Exception as e:
-            raise ValueError(f'{name} cannot be used ({e}): replace it or leave it out.') from e
-        is_gray = im.mode in ('1','L','LA')
-        im = im.convert(self.mode or ('L' if is_gray else 'RGB'))
-        if self.size:
-            h,w = self.size
-            im = ImageOps.fit(im, (w,h))
-        x = np.atleast_3d(im).transpose(2,0,1).copy()
-        if self.shape is None: self.shape = x.shape
-        if x.shape!=self.shape:
-            raise ValueError(f"{name} must have the first image's shape {self.shape}, got "
-                f"{x.shape}; pass size= for equal sizes, mode='RGB' or 'L' for equal channels.")
-        return torch.from_numpy(x)
+            broken.append(f'{name} ({e})')
+            continue
+        shape = shape or x.shape
+        if x.shape!=shape:
+            raise ValueError(f"{name} must have the first image's shape {tuple(shape)}, got "
+                f"{tuple(x.shape)}; pass size= for equal sizes, mode='RGB' or 'L' for channels.")
+        yield row | {image: x.float().div_(255) if floats else x}
+    listed = '\n'.join([f'Images that cannot be used ({len(broken)}):', *broken[:10]])
+    if broken and not skip_broken:
+        raise ValueError(f'{listed}\nReplace them, or pass skip_broken=True to image_tensors.')
+    if broken: warnings.warn(f'{listed}\nThey are left out.')
 
-    def __call__(self, b):
-        x = [self.pixels(o).float().div_(255) for o in b[self.image]]
-        return {self.image: x, self.label: b[self.label]}
+def _decode_batch(rows, decode, collate): return collate([*decode(rows, floats=True)])
 
 # %% ../nbs/05_datasets.ipynb #da7b000a
 def _features(ds)->dict: # Column name to feature; empty for lists and other datasets without
@@ -294,45 +305,63 @@ def _column(features, kind)->str: # Name of the only column of a kind
         'pass dd.select_columns([...]), or dd.class_encode_column(...) for other labels. '
         'An image folder needs one subfolder per class.')
 
-def _encoded(dd, size, mode)->tuple: # Splits of encoded images, and their `_Decoder`
-    from datasets import ClassLabel, Image
-    features = _features(next(iter(dd.values())))
-    image,label = _column(features, Image),_column(features, ClassLabel)
-    if any(ds.format['type'] for ds in dd.values()):
-        raise ValueError('The images already have a transform; remove it: dd.with_format(None).')
-    encoded = Image(decode=False)
-    res = {k: ds.select_columns([image,label]).cast_column(image, encoded) for k,ds in dd.items()}
-    decoder = _Decoder(image, label, size, mode)
-    decoder.pixels(next(iter(res.values()))[0][image])  # sets the shape
-    return res,decoder
-
-def image_tensors(
-    dd, # `DatasetDict` as `load_dataset` returns it
-    size=None, # Height and width to crop and scale to, a number or a pair; None keeps the size
-    mode=None, # `RGB`, or `L` for gray; None keeps gray images gray and turns others into RGB
-    device=None, # None is `def_device`
-)->Splits: # `uint8` (n,c,h,w) and labels
-    "Decode the images of a `DatasetDict` into tensors, with their labels and class names"
-    _by_name(dd)  # checks the names
-    dd,decoder = _encoded(dd, size, mode)
-    splits = Splits({}, _vocab(dd))
-    for k,ds in dd.items():
-        x = torch.stack([decoder.pixels(o) for o in ds[decoder.image]])
-        y = torch.tensor(ds[decoder.label][:])
-        splits[k] = to_device((x,y), device)
-    return splits
-
-# %% ../nbs/05_datasets.ipynb #91d6d75b
 def _is_raw(ds)->bool: # Are there images that nothing decodes yet?
     from datasets import Image
     has_images = any(isinstance(f, Image) for f in _features(ds).values())
-    return has_images and ds.format['type'] is None
+    return has_images and not getattr(ds, 'format', {}).get('type')
+
+def _warn_empty_classes(ds, image, label): # Of the training split
+    names = ds.features[label].names
+    found = [names[i] for i in ds.unique(label)]
+    folder = Path(ds[0][image]['path'] or '').parent
+    others = [o.name for o in folder.parent.glob('[!.]*/') if folder.name in names]
+    empty = {*names, *others}.difference(found)
+    if empty: warnings.warn(f'These classes have no training image: {sorted(empty)}.')
+
+def _encoded(dd, **kwargs)->tuple: # Splits of encoded images, and what decodes their rows
+    from datasets import ClassLabel, Image as ImageFeature
+    _by_name(dd)  # checks the names
+    image_pixels(Image.new('L', (1,1)), **kwargs)  # refuses wrong ones before a file is read
+    features = _features(next(iter(dd.values())))
+    image,label = _column(features, ImageFeature),_column(features, ClassLabel)
+    if not all(map(_is_raw, dd.values())):
+        raise ValueError('The images already have a transform; remove it: dd.with_format(None).')
+    encoded = ImageFeature(decode=False)
+    res = {k: ds.select_columns([image,label]).cast_column(image, encoded) for k,ds in dd.items()}
+    train = _by_name(res).get('train')
+    if hasattr(train, 'unique'): _warn_empty_classes(train, image, label)
+    return res,partial(_decode, image=image, **kwargs)
+
+def image_tensors(
+    dd, # `DatasetDict` as `load_dataset` returns it
+    size=None, # Height and width, a number or a pair; None keeps the size
+    mode=None, # `RGB`, or `L` for gray; None keeps gray images gray and turns others into RGB
+    device=None, # None is `def_device`
+    resize='crop', # `crop` cuts the middle out, `squish` distorts, `pad` adds black edges
+    skip_broken=False, # Leave out images that cannot be decoded, with a warning?
+)->Splits: # `uint8` (n,c,h,w) and labels
+    "Decode the images of a `DatasetDict` into tensors, with their labels and class names"
+    dd,decode = _encoded(dd, size=size, mode=mode, resize=resize)
+    rows = (row | {None: k} for k,ds in dd.items() for row in ds)  # no column is called None
+    found = {k: [] for k in dd}
+    for row in decode(rows, skip_broken=skip_broken): found[row.pop(None)].append(row)
+    splits = {k: to_device(_collate_columns(rows), device) for k,rows in found.items()}
+    return Splits(splits, _vocab(dd), resize)
+
+# %% ../nbs/05_datasets.ipynb #91d6d75b
+class _StreamLoader(DataLoader):
+    "A loader of a shuffled stream, whose order follows the loader's generator"
+    def __iter__(self):
+        epoch = torch.randint(2**31, (), generator=self.generator).item()
+        self.dataset.set_epoch(epoch)
+        return super().__iter__()
 
 class DataLoaders:
-    "The loaders that a `Learner` uses, and the class names in `vocab` where they are known"
-    def __init__(self, train=None, valid=None, test=None, vocab=None):
+    "The loaders that a `Learner` uses, class names in `vocab`, and how images were resized"
+    def __init__(self, train=None, valid=None, test=None, vocab=None, resize='crop'):
         self.train,self.valid,self.test = train,valid,test
         self.vocab = vocab
+        self.resize = resize
 
     @classmethod
     def from_dd(cls,
@@ -344,25 +373,32 @@ class DataLoaders:
         size=None, # Height and width of encoded images, as in `image_tensors`
         mode=None, # `RGB` or `L` for encoded images, as in `image_tensors`
         sampler=None, # Order of the training split, instead of shuffling it
-        shuffle=True, # Shuffle the training split?
+        shuffle=True, # Shuffle the training split? A stream is shuffled within 1,000 rows
+        resize='crop', # `crop`, `squish` or `pad`, as in `image_tensors`
         **kwargs, # Passed on to `DataLoader`
     ):
         "Make loaders of a `DatasetDict`, the training split shuffled, encoded images as tensors"
+        from datasets import IterableDataset
         splits = _by_name(dd)
         seed = _seed_or_new(seed)
-        has_raw = any(_is_raw(ds) for ds in splits.values())
-        if size or mode or has_raw and 'collate_fn' not in kwargs:
-            splits,decoder = _encoded(splits, size, mode)
-            splits = {k: ds.with_transform(decoder) for k,ds in splits.items()}
+        shuffled_stream = shuffle and isinstance(splits.get('train'), IterableDataset)
+        if shuffled_stream: splits['train'] = splits['train'].shuffle(seed=0)
+        has_raw = any(map(_is_raw, splits.values()))
+        own = kwargs.pop('collate_fn', None)
+        collate = own or (_collate_columns if as_tuple else default_collate)
+        if size or mode or has_raw and own is None:
+            splits,decode = _encoded(splits, size=size, mode=mode, resize=resize)
+            collate = partial(_decode_batch, decode=decode, collate=collate)
         dls = {}
         for k,ds in splits.items():
+            loader = DataLoader
             kw = {'generator': torch.Generator().manual_seed(seed)} | kwargs
-            if as_tuple and 'collate_fn' not in kw: kw['collate_fn'] = collate_dict(ds)
             if k=='train':
-                if shuffle and sampler is None: sampler = SeededSampler(len(ds), seed)
+                if shuffled_stream: loader = _StreamLoader
+                elif shuffle and sampler is None: sampler = SeededSampler(len(ds), seed)
                 kw |= {'sampler': sampler, 'drop_last': drop_last}
-            dls[k] = DataLoader(ds, batch_size, **kw)
-        return cls(**dls, vocab=_vocab(splits))
+            dls[k] = loader(ds, batch_size, collate_fn=collate, **kw)
+        return cls(**dls, vocab=_vocab(splits), resize=resize)
 
     @classmethod
     def from_tensors(cls, splits, batch_size, drop_last=False, seed=None, vocab=None):
@@ -372,4 +408,5 @@ class DataLoaders:
         for k,(x,y) in _by_name(splits).items():
             train = k=='train'
             dls[k] = TensorLoader(x, y, batch_size, train, drop_last and train, seed)
-        return cls(**dls, vocab=vocab or getattr(splits, 'vocab', None))
+        return cls(**dls, vocab=vocab or getattr(splits, 'vocab', None),
+                   resize=getattr(splits, 'resize', 'crop'))

@@ -1,11 +1,12 @@
 "Reading Fashion-MNIST: sources, faults, and the two kinds of loaders"
-import gzip, os, pickle, time
+import gzip, os, pickle, time, warnings
 import pytest, numpy as np, torch, torch.nn.functional as F
 import miniai.datasets as m
 from functools import partial
+from PIL import Image
 from torch import nn
 from torch.utils.data import SequentialSampler
-from miniai.core import set_seed
+from miniai.core import random_state, set_random_state, set_seed
 from miniai.datasets import *
 from miniai.init import BatchTransformCB
 from miniai.learner import TrainLearner
@@ -318,7 +319,6 @@ SIZES = {'cat': (20,30), 'dog': (31,17)} # height and width
 def folder(tmp_path):
     "A folder of PNGs in color, by class, and the `DatasetDict` that it makes"
     import datasets
-    from PIL import Image
     root,cache = tmp_path/'ims',str(tmp_path/'c')
     for i,(c,(h,w)) in enumerate(SIZES.items()):
         (root/c).mkdir(parents=True)
@@ -328,10 +328,10 @@ def folder(tmp_path):
 
 def hf(ims, labels=None, image='image', label='label', names=('cat','dog'), **columns):
     "A `DatasetDict` of arrays with these columns"
-    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+    from datasets import ClassLabel, Dataset, DatasetDict, Image as ImageFeature
     if labels is None: labels = [0,1]*(len(ims)//2)
-    d = {image: [Image().encode_example(im) for im in ims], label: labels}
-    ds = Dataset.from_dict(d | columns).cast_column(image, Image())
+    d = {image: [ImageFeature().encode_example(im) for im in ims], label: labels}
+    ds = Dataset.from_dict(d | columns).cast_column(image, ImageFeature())
     if names: ds = ds.cast_column(label, ClassLabel(names=list(names)))
     return DatasetDict(train=ds)
 
@@ -362,11 +362,52 @@ def test_sizes_and_modes(folder):
         assert xb.shape[1:]==shape
     with pytest.raises(ValueError, match='Splits must have names'): image_tensors(dd['train'], 16)
 
-def test_a_size_cuts_the_middle_and_does_not_stretch():
+def test_crop_squish_and_pad():
+    "A wide image, bright in the middle, made square; loaders know how"
     im = np.zeros((10,30,3), np.uint8)
     im[:,10:20] = 200
-    x = image_tensors(hf([im]*2), size=10, device='cpu')['train'][0]
-    assert (x==200).all()
+    im[:,[0,-1]] = 100
+    dd = hf([im]*2)
+    x = {}
+    for how in ('crop','squish','pad'):
+        splits = image_tensors(dd, size=30, device='cpu', resize=how)
+        x[how] = splits['train'][0][0]
+        dls = DataLoaders.from_dd(dd, 2, size=30, resize=how)
+        assert next(iter(dls.train))[0][0].equal(x[how]/255)
+        assert image_pixels(Image.fromarray(im), (30,30), resize=how).equal(x[how])
+        assert dls.resize==DataLoaders.from_tensors(hold_out(splits, 1), 1).resize==how
+    assert (x['crop'][:,:,5:-5]==200).all()
+    assert (x['squish'][:,:,[0,-1]]==100).all() and (x['squish'][:,:,15]==200).all()
+    assert x['pad'][:,10:20].permute(1,2,0).equal(torch.from_numpy(im))
+    assert (x['pad'][:,:10]==0).all() and (x['pad'][:,20:]==0).all()
+    assert DataLoaders().resize==fashion_tensors(sample=True).resize=='crop'
+
+@pytest.mark.parametrize('kw, msg', [
+    (dict(resize='stretch'), "resize must be 'crop', 'squish' or 'pad', got 'stretch'"),
+    (dict(size=0), 'size must be a whole number of at least 1, got 0'),
+    (dict(size=2.5), 'size must be a whole number of at least 1, got 2.5')])
+def test_how_to_resize_is_checked_before_any_file_is_read(kw, msg):
+    dd = hf(colors())
+    for f in (image_tensors, partial(DataLoaders.from_dd, batch_size=2)):
+        with pytest.raises(ValueError, match=f'^{msg}'): f(dd, **{'size': 8} | kw)
+
+def test_every_way_turns_a_photo_upright(tmp_path):
+    "Also one with a palette; `image_pixels` makes of the file what training made of it"
+    exif = Image.Exif()
+    exif[0x112] = 6  # to be turned by 90 degrees to the right
+    im = np.zeros((4,6,3), np.uint8)
+    im[:,0] = 200
+    f = tmp_path/'photo.png'
+    Image.fromarray(im).convert('P', palette=Image.Palette.ADAPTIVE).save(f, exif=exif)
+    x = image_pixels(Image.open(f))
+    assert x.permute(1,2,0).equal(torch.from_numpy(np.rot90(im, -1).copy()))
+    from datasets import ClassLabel, Dataset, Features, Image as ImageFeature
+    features = Features(image=ImageFeature(), label=ClassLabel(names=['a']))
+    dd = {'train': Dataset.from_dict(dict(image=[str(f)], label=[0]), features=features)}
+    assert image_tensors(dd, device='cpu')['train'][0][0].equal(x)
+    for ds in (dd['train'], dd['train'].with_transform(tensor_images)):
+        assert next(iter(DataLoaders.from_dd({'train': ds}, 1).train))[0][0].equal(x/255)
+    assert tensor_images({'image': [Image.open(f)]})['image'][0].equal(x/255)
 
 @pytest.mark.parametrize('ims, mode, c', [
     (grays,None,1), (grays,'RGB',3), (colors,None,3), (colors,'L',1)])
@@ -420,9 +461,8 @@ def test_labels_of_text():
 def test_sizes_that_differ(folder):
     d,load = folder
     msg = r"\d.png must have the first image's shape \(3, 20, 30\), got \(3, 31, 17\); pass size="
-    def backwards(dd):
-        return list(DataLoaders.from_dd(dd, 3, as_tuple=False, sampler=range(11,-1,-1)).train)
-    for f in (image_tensors, backwards):
+    def mixed_batch(dd): return list(DataLoaders.from_dd(dd, 12, shuffle=False).train)
+    for f in (image_tensors, mixed_batch):
         with pytest.raises(ValueError, match=msg): f(load())
     mixed = hf([*colors(3), *grays(1)])
     with pytest.raises(ValueError, match=r"got \(1, 8, 6\).*mode='RGB' or 'L'"):
@@ -436,25 +476,59 @@ def test_a_file_that_is_no_image(folder, damage, read):
     d,load = folder
     f = d/'dog'/'3.png'
     f.write_bytes(damage(f.read_bytes()))
-    with pytest.raises(ValueError, match=rf'{f} cannot be used .*replace it'): read(load(), size=8)
+    msg = rf'cannot be used \(1\):\n{f} \(.*\nReplace them, or pass skip_broken'
+    with pytest.raises(ValueError, match=msg): read(load(), size=8)
+
+def test_all_broken_files_are_named_at_once(folder):
+    "In every split, before there is a tensor; the first ten, and how many there are"
+    d,load = folder
+    dd = load()['train'].train_test_split(4, seed=0)
+    for c in SIZES:
+        for j in range(1,6): (d/c/f'{j}.png').write_bytes(b'')
+    (d/'dog'/'0.png').unlink()
+    with pytest.raises(ValueError, match=r'cannot be used \(11\):') as e: image_tensors(dd, 8)
+    assert str(e.value).count('.png (')==10
+
+def test_broken_files_are_left_out(folder):
+    d,load = folder
+    for f in ('cat/0.png','dog/3.png'): (d/f).write_bytes(b'')
+    with pytest.warns(UserWarning, match=r'\(2\):\n.*0.png .*\n.*3.png .*\nThey are left out'):
+        x,y = image_tensors(load(), 8, device='cpu', skip_broken=True)['train']
+    assert y.tolist()==[0]*5+[1]*5 and x[:,1,0,0].tolist()==[10,20,30,40,50,0,10,20,40,50]
+
+def test_classes_without_images(folder):
+    "A folder that is empty, or whose files `load_dataset` doesn't know, and a class only in test"
+    d,load = folder
+    (d/'.cache').mkdir()
+    dd = load()
+    def check(dd, empty):
+        for f in (image_tensors, lambda dd, size: DataLoaders.from_dd(dd, 4, size=size)):
+            with warnings.catch_warnings(record=True) as found: f(dd, size=8)
+            assert [str(o.message) for o in found]==[
+                f'These classes have no training image: {o}.' for o in empty]
+    check(dd, [])
+    (d/'bird').mkdir()
+    check(dd, [['bird']])
+    check({'training': dd['train'].select(range(6)), 'test': dd['train']}, [['bird','dog']])
+    check({'test': dd['train'].select(range(6))}, [])
 
 def test_other_images(folder):
     "A missing file, 16 bits, a palette, transparency, and a picture that a camera turned"
-    from PIL import Image
     d,load = folder
     dd,f = load(),d/'cat'/'0.png'
     f.unlink()
-    with pytest.raises(ValueError, match=f'{f} cannot be used .*No such file'):
+    with pytest.raises(ValueError, match=rf'{f} \(.*No such file'):
         image_tensors(dd, size=8)
     Image.fromarray(np.full((20,30), 40_000, np.uint16)).save(f)
-    with pytest.raises(ValueError, match=f'{f} cannot be used .*I;16 is not one of 8'):
+    with pytest.raises(ValueError, match=rf'{f} \(.*I;16 is not one of 8'):
         image_tensors(load(), size=8)
     for mode in ('P','RGBA','LA','1','CMYK'):
         im = Image.new('RGB', (30,20), (255,255,255)).convert(mode)
         exif = Image.Exif()
         exif[0x112] = 6
         im.save(f := f.with_suffix('.jpg' if mode=='CMYK' else '.png'), exif=exif)
-        x = image_tensors({'train': load()['train'].select([0])}, device='cpu')['train'][0]
+        row = {'test': load()['train'].select([0])}
+        x = image_tensors(row, device='cpu')['test'][0]
         assert x.shape==(1, 1 if mode in ('LA','1') else 3, 30, 20) and (x==255).all(), mode
         f.unlink()
 
@@ -478,8 +552,79 @@ def test_pixel_stats_per_channel():
     assert pixel_stats(x[:,:1])==pixel_stats(x[:,0])==pytest.approx((means[0],stds[0]))
 
 def test_palette_images_keep_their_colors():
-    from PIL import Image
     im = Image.new('RGB', (4,4), (250,10,20))
     palette = im.convert('P', palette=Image.Palette.ADAPTIVE)
     a,b = tensor_images({'image': [palette, im]})['image']
     assert torch.equal(a, b)
+
+# Streams
+
+def streams(n_train=200, n_test=30):
+    "A `DatasetDict` of the sample, and the same as streams"
+    dd = fashion_mnist(sample=True)
+    dd['train'] = dd['train'].select(range(n_train))
+    dd['test'] = dd['test'].select(range(n_test))
+    return dd, {k: ds.to_iterable_dataset() for k,ds in dd.items()}
+
+@pytest.mark.parametrize('as_tuple', [True, False])
+def test_streams_give_what_rows_give(as_tuple):
+    from datasets import IterableDatasetDict
+    dd,plain = streams()
+    args = dict(batch_size=16, as_tuple=as_tuple, size=14, mode='RGB', shuffle=False)
+    rows = DataLoaders.from_dd(dd, **args)
+    for splits in (plain, IterableDatasetDict(plain)):
+        dls = DataLoaders.from_dd(splits, **args)
+        assert dls.vocab==class_names
+        for nm in ('train','valid'):
+            for a,b in zip(getattr(dls, nm), getattr(rows, nm), strict=True):
+                if not as_tuple: a,b = a.values(),b.values()
+                assert all(map(torch.equal, a, b))
+    x,y = image_tensors(plain, device='cpu')['test']
+    assert x.equal(image_tensors(dd, device='cpu')['test'][0]) and y.dtype==torch.int64
+
+def test_a_stream_is_shuffled_again_in_each_epoch():
+    dd,plain = streams()
+    dl = DataLoaders.from_dd(plain, 16, seed=1).train
+    a,b = order(dl),order(dl)
+    assert a!=b!=dd['train']['label'][:]!=a and sorted(a)==sorted(b)==sorted(dd['train']['label'])
+    again = DataLoaders.from_dd(plain, 16, seed=1).train
+    assert [order(again), order(again)]==[a,b]
+    assert order(DataLoaders.from_dd(plain, 16, seed=2).train)!=a
+
+def test_a_stream_goes_on_where_it_was():
+    "Its order follows the loader's generator, which a checkpoint keeps"
+    dls = DataLoaders.from_dd(streams()[1], 16, seed=1)
+    order(dls.train)
+    state = random_state(dls)
+    b,c = order(dls.train),order(dls.train)
+    resumed = DataLoaders.from_dd(streams()[1], 16, seed=5)
+    set_random_state(state, resumed)
+    assert [order(resumed.train), order(resumed.train)]==[b,c]
+
+def test_workers_shuffle_streams_again_too():
+    def two_epochs(persistent):
+        kw = dict(num_workers=1, persistent_workers=persistent, seed=1)
+        dl = DataLoaders.from_dd(streams()[1], 50, **kw).train
+        return order(dl),order(dl)
+    a,b = two_epochs(True)
+    assert a!=b and sorted(a)==sorted(b) and two_epochs(False)==(a,b)
+
+def test_streams_of_files_and_of_ones_own_rows(folder):
+    import datasets
+    d,load = folder
+    kw = dict(data_dir=str(d), cache_dir=str(d.parent/'c'), streaming=True)
+    dd = datasets.load_dataset('imagefolder', **kw)
+    dls = DataLoaders.from_dd(dd, 4, size=8, seed=1, drop_last=True)
+    assert [x.shape for x,_ in dls.train]==[(4,3,8,8)]*3 and dls.vocab==['cat','dog']
+    own = dd['train'].map(lambda row: {'x': float(row['label'])}, remove_columns=['image'])
+    y,x = next(iter(DataLoaders.from_dd({'valid': own}, 12).valid))
+    assert x.tolist()==y.tolist()==[0]*6+[1]*6
+    (d/'cat'/'0.png').write_bytes(b'')
+    with pytest.raises(ValueError, match='cat/0.png .*\nReplace'): list(dls.train)
+
+def test_a_stream_trains():
+    dls = DataLoaders.from_dd(streams()[1], 50, seed=1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784,10))
+    learn = TrainLearner(model, dls, F.cross_entropy, lr=.1)
+    learn.fit(3)
+    assert learn.loss<2
