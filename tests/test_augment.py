@@ -15,6 +15,7 @@ from miniai.datasets import DataLoaders, TensorLoader
 from miniai.init import BatchTransformCB
 from miniai.learner import *
 from conftest import At, Meddles, Raises, check, learner, toy_dls
+from test_predict import any_learner
 
 TFMS = {'crop': RandCrop(2), 'flip': RandFlip(), 'erase': RandErase(), 'copy': RandCopy(),
         'crop each': RandCrop(2, per_image=True), 'flip each': RandFlip(per_image=True),
@@ -269,23 +270,6 @@ def test_show_image_batch_keeps_gradients_and_the_optimizer(shown):
     assert learn.opt is opt and all((p.grad==1).all() for p in learn.model.parameters())
 
 # Any data: with class names or without, tuples or dicts, loaders of any kind, gray or in color
-
-class Named(nn.Module):
-    "Takes its input by the name that it has in the batch"
-    def __init__(self, c, n_classes):
-        super().__init__()
-        self.lin = nn.Linear(c*64, n_classes)
-    def forward(self, pixels): return self.lin(pixels.flatten(1))
-
-def any_learner(n_classes=3, kind='tuple', c=1, vocab=None, n=24):
-    "Images in [-1,1] from a loader of torch; the model is wrong about each of them"
-    set_seed(0)
-    x,model = torch.rand(n,c,8,8)*2-1,Named(c, n_classes)
-    y = (model(x).argmax(1)+1)%n_classes
-    rows = TensorDataset(x, y) if kind=='tuple' else [dict(pixels=a, target=b) for a,b in zip(x, y)]
-    train,valid = (DataLoader(rows, 5, shuffle=True) for _ in range(2))
-    dls = DataLoaders(train, valid, vocab=vocab)
-    return TrainLearner(model, dls, lambda preds,target: F.cross_entropy(preds, target))
 
 @pytest.mark.parametrize('kind', ['tuple','dict'])
 @pytest.mark.parametrize('c', [1,3])

@@ -1,15 +1,18 @@
 "A trained model at work: predictions without targets, what is confused, and programs"
 import io
+import json
 import random
 import subprocess
 import sys
 import warnings
+import zipfile
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from importlib.util import find_spec
+from pathlib import Path
 from PIL import Image, ImageOps
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -17,7 +20,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from miniai.accel import MixedPrecision, fast_layers
 from miniai.augment import *
 from miniai.core import *
-from miniai.datasets import DataLoaders, TensorLoader
+from miniai.datasets import DataLoaders, TensorLoader, image_tensors
 from miniai.init import BatchTransformCB
 from miniai.learner import *
 from miniai.predict import *
@@ -166,17 +169,131 @@ def test_classify_copies_no_weights():
     assert learn.classify(images((3,9,14))) and learn.classify(Image.new('RGB', (50,40)))
     with pytest.raises(AssertionError, match='a copy of the weights'): learn.lr_find(show=False)
 
-def test_classify_wants_loaders_of_pixels():
-    learn = color_learner()
-    learn.dls.valid.x = learn.dls.valid.x*2-1
-    with pytest.raises(ValueError, match=r'must be from 0 to 1 .*got -\d.* pass a tensor'):
-        learn.classify(Image.new('RGB', (5,5)))
+def as_array(im): return np.array(im)
+def as_batch(im): return torch.stack([pil_to_tensor(im)]*2)
+WAYS = {'path': lambda im: 'im.png', 'Path': lambda im: Path('im.png'), 'PIL': lambda im: im,
+        'array': as_array, 'bytes': pil_to_tensor, 'floats': lambda im: pil_to_tensor(im)/255,
+        'batch': as_batch, 'arrays': lambda im: as_batch(im).numpy().transpose(0,2,3,1),
+        'list': lambda im: [pil_to_tensor(im)/255, 'im.png', im, as_array(im), pil_to_tensor(im)]}
 
-def test_classify_wants_classes():
+@pytest.mark.parametrize('c', [1,3])
+@pytest.mark.parametrize('way', WAYS)
+def test_classify_anything(way, c, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    learn = color_learner(c)
+    im = Image.fromarray((images((9,14,3))*255).byte().numpy()).convert('L' if c==1 else 'RGB')
+    im.save('im.png')
+    name,p = learn.classify(pil_to_tensor(im))
+    learn.export('m.pt2')
+    for o in learn,load_classifier('m.pt2'):
+        answer = o.classify(WAYS[way](im))
+        if way in ('batch','arrays','list'):
+            assert len(answer)==(5 if way=='list' else 2)
+        else: answer = [answer]
+        for nm,prob in answer: assert nm==name and prob==pytest.approx(p, abs=1e-5)
+
+def test_classify_a_batch_gives_each_its_answer():
+    learn,x = color_learner(),images((7,3,9,14))
+    p,i = want(learn, x).softmax(1).max(1)
+    answers = learn.classify(x)
+    assert [nm for nm,_ in answers]==[learn.dls.vocab[j] for j in i]
+    assert np.allclose([q for _,q in answers], p, atol=1e-5)
+    assert learn.classify(list(x))==answers
+
+def refused(match, f, *args):
+    with pytest.raises(ValueError, match=match): f(*args)
+
+def test_classify_wants_loaders_of_pixels(tmp_path):
+    learn,im = color_learner(),Image.new('RGB', (5,5))
+    learn.dls.valid.x = learn.dls.valid.x*2-1
+    refused(r'must be .*from 0 to 1 .*got .*-\d.* pass a tensor', learn.classify, im)
+    learn.export(tmp_path/'m.pt2')
+    clf = load_classifier(tmp_path/'m.pt2')
+    refused('size and mode must be known .*pass a tensor', clf.classify, im)
+    x = learn.dls.valid.x[0]
+    assert clf.classify(x)[0]==learn.classify(x)[0]
+
+def test_classify_without_a_valid_loader():
+    learn,x = color_learner(),images((3,9,14))
+    answer = learn.classify(x)
+    learn.dls = DataLoaders(learn.dls.train, vocab=learn.dls.vocab)
+    assert learn.classify(x)==answer==learn.classify([x])[0]
+    refused('dls.valid must be a loader.*got None; pass', learn.classify, Image.new('RGB', (5,5)))
+    refused('dls.valid must be a loader.*got None; pass', learn.export, 'm.pt2')
+
+@pytest.mark.parametrize('im', [
+    np.zeros((9,14,3)), Image.new('I;16', (14,9)), Image.new('F', (14,9)), None, {'a': 1}])
+def test_classify_wants_pictures_of_eight_bits(im):
+    refused('(?s)A picture must be .*8 bits.*got .*; pass', color_learner().classify, im)
+
+def test_classify_wants_a_file_of_a_picture(tmp_path):
+    learn = color_learner()
+    with pytest.raises(FileNotFoundError, match='none.png'): learn.classify(tmp_path/'none.png')
+    (tmp_path/'text.png').write_text('text')
+    with pytest.raises(OSError, match='text.png'): learn.classify(str(tmp_path/'text.png'))
+
+@pytest.mark.parametrize('n', [1,None])
+def test_classify_wants_classes(n):
     learn = color_learner(1)
-    learn.model.append(nn.Linear(3,1))
-    with pytest.raises(ValueError, match='two classes or more, got one number'):
-        learn.classify(images((1,9,14)))
+    learn.model.append(nn.Linear(3,1) if n else nn.Unflatten(1, (3,1,1)))
+    refused(r'two scores or more.*got shape \(1,.*use get_preds', learn.classify, images((1,9,14)))
+
+def test_get_preds_of_a_path(tmp_path):
+    learn = color_learner()
+    im = Image.new('RGB', (14,9), (90,120,30))
+    im.save(tmp_path/'im.png')
+    x = pil_to_tensor(im)
+    for o in tmp_path/'im.png',str(tmp_path/'im.png'),np.array(im):
+        assert torch.allclose(learn.get_preds(o), learn.get_preds(x))
+
+def test_a_picture_leaves_the_random_state_alone():
+    learn = color_learner()
+    learn.dls.valid = DataLoader(Rows(), 20)  # it draws a seed whenever it starts
+    before = torch.get_rng_state()
+    learn.classify(Image.new('RGB', (5,5)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+# A classifier without a learner
+
+def test_a_classifier_from_weights(tmp_path):
+    learn,x = color_learner(),images((3,9,14))
+    learn.cbs = []
+    about = dict(vocab=learn.dls.vocab, size=(9,14), mode='RGB')
+    torch.save(about|dict(weights=learn.model.state_dict()), tmp_path/'m.pt')
+    about = torch.load(tmp_path/'m.pt', weights_only=True)
+    model = color_learner().model
+    model.load_state_dict(about.pop('weights'))
+    refused('model must be in evaluation mode.*pass model.eval', Classifier, model)
+    clf = Classifier(model.eval(), **about)
+    im = Image.new('RGB', (50,40), (90,120,30))
+    for o in x,im: assert clf.classify(o)==learn.classify(o)
+    assert Classifier(model).classify(x)[0].startswith('class ')
+    refused('size and mode must be known', Classifier(model).classify, im)
+    assert Classifier(lambda x: x.mean((2,3)), size=8, mode='RGB').classify(im)[0]=='class 1'
+
+APPLIES = '''
+import sys
+from miniai.predict import load_classifier
+clf = load_classifier(sys.argv[1])
+print(*clf.classify(sys.argv[2]), sep='|')
+'''
+
+def test_a_program_is_used_in_three_lines(tmp_path):
+    learn = color_learner()
+    learn.export(tmp_path/'m.pt2')
+    Image.new('RGB', (50,40), (90,120,30)).save(tmp_path/'im.png')
+    cmd = [sys.executable, '-c', APPLIES, tmp_path/'m.pt2', tmp_path/'im.png']
+    out = subprocess.run(cmd, check=True, cwd=tmp_path, capture_output=True, text=True)
+    name,p = learn.classify(tmp_path/'im.png')
+    assert not out.stderr
+    assert out.stdout.split('|')[0]==name and float(out.stdout.split('|')[1])==pytest.approx(p)
+
+def test_a_program_that_miniai_did_not_write(tmp_path):
+    learn,x = color_learner(),images((2,3,9,14))
+    model = learn.model.to(memory_format=torch.contiguous_format).eval()
+    torch.export.save(torch.export.export(model, (x,)), tmp_path/'m.pt2')
+    clf = load_classifier(tmp_path/'m.pt2')
+    assert [nm[:6] for nm,_ in clf.classify(x)]==['class ']*2
 
 def test_a_photo_is_turned_upright():
     x = torch.zeros(16,1,8,8)
@@ -210,7 +327,8 @@ def any_learner(n_classes=3, kind='tuple', c=1, vocab=None, n=24):
     x,model = torch.rand(n,c,8,8)*2-1,Named(c, n_classes)
     y = (model(x).argmax(1)+1)%n_classes
     rows = TensorDataset(x, y) if kind=='tuple' else [dict(pixels=a, target=b) for a,b in zip(x, y)]
-    dls = DataLoaders(None, DataLoader(rows, 5, shuffle=True), vocab=vocab)
+    train,valid = (DataLoader(rows, 5, shuffle=True) for _ in range(2))
+    dls = DataLoaders(train, valid, vocab=vocab)
     return TrainLearner(model, dls, lambda preds,target: F.cross_entropy(preds, target))
 
 @pytest.mark.parametrize('kind', ['tuple','dict'])
@@ -235,6 +353,53 @@ def test_mistakes_where_there_are_none():
     learn = any_learner()
     learn.dls.valid = [(x, learn.model(x).argmax(1)) for x,_ in learn.dls.valid]
     assert plot_mistakes(learn) is None
+
+def test_a_table_of_mistakes():
+    learn = any_learner(vocab=['cat','dog','cow'])
+    learn.dls.valid = DataLoader(learn.dls.valid.dataset, 5)
+    preds,y = learn.capture_preds()
+    p,pred = preds.softmax(1).max(1)
+    m = mistakes(learn)
+    assert sorted(m.index)==[*range(24)] and m.probability.is_monotonic_decreasing
+    assert list(m)==['label','prediction','probability']
+    for i,label,prediction,probability in m.itertuples():
+        assert [label,prediction]==[learn.dls.vocab[t[i]] for t in (y,pred)]
+        assert probability==pytest.approx(p[i].item())
+    assert mistakes(learn, 3).equals(m[:3])
+
+def test_any_loader_in_place_of_the_one_for_validation():
+    learn = counted_learner()
+    other = [(torch.eye(4)*5, torch.tensor([0,1,2,2]))]
+    assert confusion(learn, other).to_numpy().tolist()==[
+        [1,0,0,0],[0,1,0,0],[0,0,1,1],[0,0,0,0]]
+    assert class_report(learn, dl=other)['count'].tolist()==[1,1,2,0]
+    fig = plot_confusion(learn, dl=other)
+    assert len(fig.axes[0].texts)==4
+    m = mistakes(learn, dl=other)
+    assert [*m.itertuples(name=None)]==[(3,'class 2','class 3',pytest.approx(m.probability[3]))]
+    plt.close(fig)
+    learn = any_learner()
+    x,_ = learn.dls.valid.dataset.tensors
+    fig = plot_mistakes(learn, dl=[(x[:2],(learn.model(x[:2]).argmax(1)+1)%3)])
+    assert len(fig.axes)==2
+    plt.close(fig)
+
+def test_mistakes_lead_to_their_files(tmp_path):
+    from datasets import load_dataset
+    class One(nn.Module):
+        "Says dog of each image"
+        def forward(self, x): return torch.tensor([[0,1.]]).expand(len(x), 2)
+    folder = tmp_path/'pets'
+    for nm in 'cat','dog':
+        (folder/nm).mkdir(parents=True)
+        for i in range(3): Image.new('RGB', (8,8), (i*50,90,10)).save(folder/nm/f'{i}.png')
+    cats = {str(folder/'cat'/f'{i}.png') for i in range(3)}
+    dd = load_dataset('imagefolder', data_dir=str(folder), cache_dir=str(tmp_path/'cache'))
+    splits = {'valid': dd['train'].shuffle(1)}
+    for dls in DataLoaders.from_dd(splits, 4),DataLoaders.from_tensors(image_tensors(splits), 4):
+        m = mistakes(TrainLearner(One(), dls, F.cross_entropy))
+        assert {splits['valid'][i]['image'].filename for i in m.index}==cats
+        assert {*m.label}=={'cat'} and {*m.prediction}=={'dog'}
 
 def counted_learner(vocab=None):
     "Says class 1 where the label is 2, and never says 3, a class without images"
@@ -285,13 +450,14 @@ def test_confusion_with_labels_of_eight_bits():
 # Programs
 
 LOADS = '''
-import sys, torch
-names = {'vocab.txt': ''}
-f = torch.export.load(sys.argv[1], extra_files=names).module()
+import json, sys, torch
+about = {'miniai.json': ''}
+f = torch.export.load(sys.argv[1], extra_files=about).module()
 x,want = torch.load(sys.argv[2])
 for n in 1,2,len(x): torch.testing.assert_close(f(x[:n]), want[:n])
 assert not f(x).requires_grad
-assert names['vocab.txt'].split('\\n')==['cat','dog','cow']
+assert json.loads(about['miniai.json'])==dict(
+    vocab=['cat','dog','cow'], size=[9,14], mode='RGB', resize='crop', scale=[0,1])
 assert not any(m.startswith('miniai') for m in sys.modules)
 '''
 
@@ -335,12 +501,63 @@ def test_export_of_a_model_with_two_inputs(tmp_path):
 
 def test_export_of_nested_inputs(tmp_path):
     class Sum(nn.Module):
-        def forward(self, a, b): return a+b
+        def forward(self, ab): return ab[0]+ab[1]
     x = torch.rand(6,3)
     dls = DataLoaders(None, [((x,2*x), torch.zeros(6))])
     TrainLearner(Sum(), dls, F.mse_loss).export(tmp_path/'m.pt2')
     f = torch.export.load(tmp_path/'m.pt2').module()
-    assert torch.allclose(f(x, 2*x), 3*x)
+    assert torch.allclose(f((x,2*x)), 3*x)
+
+def test_an_export_holds_no_images(tmp_path):
+    x,y = images((500,3,9,14)),torch.arange(500)%3
+    learn = color_learner()
+    learn.dls.valid = [(x[:250],y[:250]), (x[250:],y[250:])]  # views of all images
+    learn.export(tmp_path/'m.pt2')
+    assert (tmp_path/'m.pt2').stat().st_size<100_000
+    with zipfile.ZipFile(tmp_path/'m.pt2') as z: content = b''.join(map(z.read, z.namelist()))
+    for i in 0,1,249,250: assert x[i,0,0].numpy().tobytes() not in content
+
+class Words(nn.Module):
+    "A text model of any length"
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Embedding(50,8)
+        self.lin = nn.Linear(8,3)
+    def forward(self, ids, mask): return self.lin((self.emb(ids)*mask[...,None]).mean(1))
+
+def text_learner(as_dict):
+    set_seed(0)
+    ids = torch.randint(50, (6,7))
+    mask = torch.ones(6,7)
+    y = torch.arange(6)%3
+    batch = dict(ids=ids, mask=mask, label=y) if as_dict else (ids,mask,y)
+    def halve(b):  # it reads the targets
+        if as_dict: return b|dict(mask=b['mask']/2, label=b['label'].float())
+        return b[0], b[1]/2, b[2].float()
+    def loss(preds, label): return F.cross_entropy(preds, label.long())
+    dls = DataLoaders(None, [batch], vocab=['cat','dog','cow'])
+    return TrainLearner(Words(), dls, loss, cbs=BatchTransformCB(halve), n_inp=2)
+
+@pytest.mark.parametrize('as_dict', [False,True])
+def test_export_of_a_text_of_any_length(as_dict, tmp_path):
+    learn = text_learner(as_dict)
+    learn.export(tmp_path/'m.pt2', dynamic=[1])
+    about = {'miniai.json': ''}
+    f = torch.export.load(tmp_path/'m.pt2', extra_files=about).module()
+    assert json.loads(about['miniai.json'])=={'vocab': ['cat','dog','cow']}
+    for n,length in (1,1),(2,7),(5,30):
+        ids,mask = torch.randint(50, (n,length)),torch.ones(n,length)
+        assert torch.allclose(f(ids, mask), learn.model(ids, mask/2), atol=1e-6)
+    learn.export(tmp_path/'m.pt2')
+    f = torch.export.load(tmp_path/'m.pt2').module()
+    with pytest.raises(AssertionError, match='Guard failed'): f(ids, mask)
+
+def test_export_of_images_of_any_size(tmp_path):
+    learn = color_learner()
+    learn.model = nn.Sequential(nn.Conv2d(3,3,3), GlobalAvgPool())
+    learn.export(tmp_path/'m.pt2', dynamic=(2,3))
+    f,x = torch.export.load(tmp_path/'m.pt2').module(),images((4,3,30,20))
+    assert torch.allclose(f(x), want(learn, x), atol=1e-5)
 
 def test_export_takes_transforms_in_their_order(tmp_path):
     add = BatchTransformCB(lambda b: (b[0]+1, *b[1:]))
