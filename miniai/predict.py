@@ -17,12 +17,12 @@ import torch
 from collections.abc import Mapping
 from fastcore.basics import patch
 from operator import attrgetter
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 from .core import call_with, map_batch, show_image, show_images, split_batch
 from .core import tensors, to_cpu
-from .datasets import DataLoaders, TensorLoader
+from .datasets import DataLoaders, TensorLoader, image_pixels
 from .init import BatchTransformCB
 from .learner import Callback, CancelBatchException, Learner, no_trace
 from .safety import describe
@@ -131,7 +131,7 @@ def _picture_args(learn, batch): # Arguments of `_pixels`, for images like those
     return dict(size=tuple(x.shape[2:]), mode=mode, resize=resize)
 
 def _pixels(im, size, mode, resize): # The picture `im` as bytes (c,h,w)
-    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+    from torchvision.transforms.functional import to_pil_image
     if not mode:
         raise ValueError('size and mode must be known to take a picture, got none; '
                          'pass a tensor (c,h,w) made as the model expects it.')
@@ -140,9 +140,7 @@ def _pixels(im, size, mode, resize): # The picture `im` as bytes (c,h,w)
     if not isinstance(im, Image.Image) or im.mode[0] in 'IF':
         raise ValueError('A picture must be a path, or a PIL image or array of 8 bits a color, '
                          f'got {im!r:.80}; pass a tensor (c,h,w) from 0 to 1.')
-    upright = ImageOps.exif_transpose(im).convert(mode)
-    h,w = size
-    return pil_to_tensor(ImageOps.fit(upright, (w,h)))
+    return image_pixels(im, size, mode, resize)
 
 def _as_loader(data, learn): # A loader of `data`, with targets that mean nothing
     if isinstance(data, (str, os.PathLike, Image.Image, np.ndarray)):
@@ -187,7 +185,7 @@ class Classifier:
                              'pass model.eval().')
         self.model = model
         self.vocab = vocab
-        self.size = (size,size) if isinstance(size, int) else size
+        self.size = size
         self.mode = mode
         self.resize = resize
 

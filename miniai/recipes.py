@@ -225,7 +225,7 @@ def train_or_load(
     print(f'{source}: {n:,} images to train on, {n_valid:,} to validate on.')
     result = learn.run/'result.json'
     if restart: result.unlink(missing_ok=True)
-    if result.exists(): print(f'{learn.run} is finished; --restart (restart=True) trains it again.')
+    if result.exists(): print(f'{learn.run} is finished; to train again, pass a different --out.')
     else:
         seeds = (r.seed, r.seed+1) if r.member else ()
         args = r.member, device, data, out, restart

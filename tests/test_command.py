@@ -94,7 +94,7 @@ def test_a_finished_run_is_read(quick, capsys):
     assert 'Training' in capsys.readouterr().out
     again = train_or_load(**quick)
     out = capsys.readouterr().out
-    assert 'is finished; --restart (restart=True) trains it again' in out and 'Training' not in out
+    assert 'is finished; to train again, pass a different --out' in out and 'Training' not in out
     assert again.history==first.history and again.result==first.result
     anew = train_or_load(**quick, restart=True)
     assert 'Training' in capsys.readouterr().out and anew.result['loss']==first.result['loss']
