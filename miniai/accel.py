@@ -8,6 +8,7 @@ __all__ = ['keep_freed_memory', 'amp_dtype', 'MixedPrecision', 'PatchConv2d', 'N
 
 # %% ../nbs/17_accel.ipynb #28f185f3
 import ctypes
+import os
 import sys
 import torch
 import torch.nn.functional as F
@@ -49,14 +50,18 @@ def _add_step(learn, n_inp):
     if any(hasattr(cb, 'predict') for cb in learn.cbs): return
     learn.add_cb(TrainCB())
 
+_dtypes = dict(no=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
+
 class MixedPrecision(Callback):
     "Computes predictions and loss in half precision, everything else in float32"
     order = DeviceCB.order+10
     def __init__(self,
-        dtype=None, # None asks `amp_dtype`; float32 switches it off
+        dtype=None, # Or `bf16`, `fp16`; `no` switches it off; None asks `amp_dtype`
         n_inp=None # How many items of a batch are inputs; None leaves it to the learner
     ):
-        self.dtype = dtype
+        self.dtype = _dtypes.get(dtype, dtype)
+        if self.dtype not in (None, *_dtypes.values()):
+            raise ValueError(f'dtype must be one of {_dtypes} or None, got {dtype!r}.')
         self.n_inp = n_inp
 
     def before_fit(self, learn):
@@ -158,6 +163,9 @@ class AccumCB(Callback):
         self.n_batches = 0
         self.n_items = 0
         self.grads = {}
+    def _end_group(self):
+        for p,g in self.grads.items(): p.grad = g/self.n_items + self.kept.get(p, 0)
+        self._start_group()
 
     def before_fit(self, learn): self._start_group()
     def before_batch(self, learn):
@@ -170,9 +178,17 @@ class AccumCB(Callback):
         self.n_batches += 1
         self.n_items += n
         ends = learn.iter+1==length_hint(learn.dl)
-        if self.n_batches<self.k and not ends: return
-        for p,g in self.grads.items(): p.grad = g/self.n_items + self.kept.get(p, 0)
-        self._start_group()
+        if self.n_batches==self.k or ends: self._end_group()
+    def after_epoch(self, learn):
+        "Step once more with what is left, such as of a stream whose length is unknown"
+        if self.n_batches==0: return
+        self._end_group()
+        later = [cb for cb in learn.cbs if cb.order>self.order]  # such as ClipCB and EMACB
+        run_cbs(later, 'after_backward', learn)
+        learn.step()
+        run_cbs(later, 'after_step', learn)
+        learn.zero_grad()
+    after_cancel_epoch = after_epoch
 
 # %% ../nbs/17_accel.ipynb #a16clip1
 class ClipCB(Callback):
@@ -216,6 +232,12 @@ def _share_random_state(dls):
     set_random_state(state[0], dls)
 
 # %% ../nbs/17_accel.ipynb #a16acl02
+def _is_shard(dl):
+    "Does this loader give each process its own part of the data?"
+    from accelerate.data_loader import DataLoaderStateMixin
+    if isinstance(dl, DataLoaderStateMixin): return True  # what `prepare` returns
+    return hasattr(getattr(dl, 'sampler', None), 'num_replicas')  # a DistributedSampler
+
 def _means(cb):
     "The loss and the metrics of `cb` that must be told to add up over processes"
     metrics = [cb.loss, *cb.metrics.values()]
@@ -235,22 +257,28 @@ class AccelerateCB(Callback):
         **kwargs # For Hugging Face's `Accelerator`
     ):
         from accelerate import Accelerator
+        if def_device=='cpu': kwargs.setdefault('cpu', True)  # or it joins no group
         self.acc = Accelerator(mixed_precision='no', **kwargs)
         self.n_inp = n_inp
-        self.half = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)[mixed_precision]
+        self.half = MixedPrecision(mixed_precision)
         self.i = self.acc.process_index
         self.n = self.acc.num_processes
+        n = int(os.environ.get('WORLD_SIZE', self.n))
+        if self.n!=n:
+            raise RuntimeError(f'AccelerateCB must join {n} processes (WORLD_SIZE), got {self.n}; '
+                               'create it before any Accelerator, without a GPU with cpu=True.')
 
     def before_fit(self, learn):
         learn.model.to(self.acc.device)
         _add_step(learn, self.n_inp)
-        if self.half:
-            half = MixedPrecision(self.half)
-            learn.add_cb(half)
-            run_cbs([half], 'before_fit', learn)  # those of the other callbacks run already
+        if self.half.dtype!=torch.float32 and self.half not in learn.cbs:
+            learn.add_cb(self.half)
+            run_cbs([self.half], 'before_fit', learn)  # those of the others run already
         if self.n>1 and not learn.dry_run: self._wrap(learn)
     def before_epoch(self, learn):
         if self.i>0: learn.logger = lambda row: None
+        sampler = getattr(learn.dl, 'sampler', None)
+        if hasattr(sampler, 'set_epoch'): sampler.set_epoch(learn.epoch)
         if not self._alone(learn): _share_random_state(learn.dls)
     def before_batch(self, learn):
         learn.batch = to_device(learn.batch, self.acc.device)
@@ -261,6 +289,7 @@ class AccelerateCB(Callback):
             size -= size%self.n
         elif learn.iter==0:
             for b in learn.model.buffers(): torch.distributed.broadcast(b, 0)
+        if _is_shard(learn.dl): return
         if size<=self.i: raise CancelBatchException()
         learn.batch = map_batch(lambda t: t[self.i:size:self.n], learn.batch)
     def after_predict(self, learn): self._unwrap(learn)
@@ -272,7 +301,7 @@ class AccelerateCB(Callback):
     def _alone(self, learn):
         "Does this process see all items? All must call a model that FSDP splits, to validate too"
         if self.n==1 or learn.dry_run: return True
-        return not learn.training and hasattr(learn.model, 'unshard')
+        return hasattr(learn.model, 'unshard') and not (learn.training or _is_shard(learn.dl))
     def _wrap(self, learn):
         self.plain = learn.model
         self.ddp = learn.model  # FSDP averages the gradients by itself

@@ -1,7 +1,11 @@
 "Memory, half precision, accumulation, clipping, averages, and several processes"
-import copy, json, os, platform, subprocess, sys, warnings, pytest, torch, torch.nn.functional as F
+import copy, json, os, platform, re, subprocess, sys, warnings, pytest, torch, torch.nn.functional as F
+from contextlib import redirect_stdout
+from io import StringIO
+from itertools import islice
 from pathlib import Path
 from torch import nn, optim
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from conftest import EVENTS, At, Raises, toy, toy_dls, toy_model
 from miniai.accel import *
 from miniai.activations import ActivationStats
@@ -256,6 +260,15 @@ def test_a_dry_run_inside_a_fit_changes_nothing(event):
         assert same(weights(want), weights(learn)) and losses(want)==losses(learn)
     copy.deepcopy(learn).fit(1)
 
+def test_half_precision_by_name():
+    for nm,dtype in dict(no=torch.float32, bf16=BF16, fp16=FP16).items():
+        a,b = (fit(make(cbs=[MixedPrecision(o)])) for o in (nm,dtype))
+        assert same(weights(a), weights(b)) and losses(a)==losses(b)
+
+@pytest.mark.parametrize('dtype', ['half', torch.float64, True])
+def test_half_precision_that_there_is_not(dtype):
+    with pytest.raises(ValueError, match='dtype must be one of'): MixedPrecision(dtype)
+
 def test_the_scaler_goes_on(tmp_path):
     def make_fp16(f): return make(cbs=[MixedPrecision(FP16), CheckpointCB(tmp_path/f), Spoil()])
     whole = fit(make_fp16('a'), 4)
@@ -284,14 +297,40 @@ def test_accumulating_is_a_larger_batch(kind, opt, n):
 def test_accumulation_of_a_whole_number_of_batches(k):
     with pytest.raises(ValueError, match='k must be a whole number'): AccumCB(k)
 
-def test_groups_go_on_where_a_loader_has_no_length():
-    class NoLen:
-        def __init__(self, dl): self.dl = dl
-        def __iter__(self): return iter(self.dl)
-    learn,steps = make(cbs=[AccumCB(3)]),[]
-    learn.dls = DataLoaders(NoLen(learn.dls.train), learn.dls.valid)
-    fit(learn, 3, cbs=See('after_step', lambda l: steps.append(l.model[0].weight.grad is not None)))
-    assert [i for i,o in enumerate(steps) if o]==[2,5,8,11,14,17,20,23]
+class Stream:
+    "The first `n` batches of `dl`, which has a length, from a loader that has none"
+    def __init__(self, dl, n=None):
+        self.dl = dl
+        self.n = n
+    def __iter__(self): return islice(self.dl, self.n)
+
+def fit_stream(kind, n=None, cbs=()):
+    "Weights after training on a stream in groups of three, with clipping and averages"
+    ema = EMACB(.5)
+    cbs = [AccumCB(3), ClipCB(.05), ema, *cbs]
+    learn = make(kind, cbs)
+    if n!=8: learn.dls = DataLoaders(Stream(learn.dls.train, n), learn.dls.valid)
+    fit(learn, 3)
+    return learn.history[-1]['valid_loss'],ema.ema.n_averaged.item(),weights(learn)
+
+@kinds
+def test_the_last_group_of_a_stream(kind):
+    "It makes its step as where the length is known: two full groups, and one of two batches"
+    loss,n,w = fit_stream(kind)
+    want_loss,want_n,want = fit_stream(kind, 8)
+    assert loss==want_loss and n==want_n==9 and same(w, want)
+
+@kinds
+def test_the_last_group_of_a_pass_that_is_cancelled(kind):
+    def end(learn):
+        if learn.training and learn.iter==5: raise CancelEpochException
+    _,n,w = fit_stream(kind, cbs=[At('before_batch', end)])
+    _,want_n,want = fit_stream(kind, 5)
+    assert n==want_n==6 and same(w, want)
+
+def test_the_last_group_in_half_precision():
+    ws = [fit_stream('TrainCB', n, [MixedPrecision(FP16)])[-1] for n in (None,8)]
+    assert same(*ws)
 
 def test_one_batch_at_a_time_changes_nothing():
     assert losses(fit(make(cbs=[AccumCB(1)])))==pytest.approx(losses(fit(make())), rel=1e-6)
@@ -387,7 +426,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
 from torch import nn, optim
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 from miniai.accel import *
 from miniai.augment import *
 from miniai.checkpoint import save_safely
@@ -418,7 +457,14 @@ def torch_dls(**kw):
 def dicts():
     dd = {'train': Dicts(x[:96],y[:96]), 'valid': Dicts(xv,yv)}
     return DataLoaders.from_dd(dd, 12, as_tuple=False, seed=2)
-loaders = dict(tensors=tensors, unseeded=partial(tensors, seed=None), odd=partial(tensors, 85),
+def shard(x, y, shuffle=True):
+    ds = TensorDataset(x, y)
+    return DataLoader(ds, 12//n, sampler=DistributedSampler(ds, n, i, shuffle, seed=5))
+def shards(): return DataLoaders(shard(x[:96], y[:96]), shard(xv[:36], yv[:36], False))
+def prepared():
+    dls = [DataLoader(TensorDataset(*o), 12//n) for o in ((x[:96],y[:96]), (xv[:36],yv[:36]))]
+    return DataLoaders(*acc.acc.prepare(*dls))
+loaders = dict(tensors=tensors, shards=shards, prepared=prepared, unseeded=partial(tensors, seed=None), odd=partial(tensors, 85),
                DataLoader=torch_dls, workers=partial(torch_dls, num_workers=1), dicts=dicts,
                stream=lambda: DataLoaders(DataLoader(Stream(), 20), valid))
 
@@ -453,6 +499,7 @@ run('TrainCB', cls=Learner, cbs=[TrainCB()])
 run('momentum', cls=MomentumLearner)
 run('others', cbs=[ClipCB(.5), AccumCB(3), EMACB(.5), ProgressCB()], opt_func=optim.AdamW)
 run('half', cbs=[MixedPrecision(dtype=torch.bfloat16)])
+run('fsdp_shards', 'shards', opt_func=optim.AdamW, fsdp=True)
 fsdp = run('fsdp', opt_func=optim.AdamW, fsdp=True)
 before = weights(fsdp)
 fsdp.lr_find(show=False)
@@ -497,7 +544,8 @@ def processes(tmp_path_factory):
     return [json.loads((d/f'{nm}.json').read_text()) for nm in ('1-0','2-0','2-1')]
 
 @pytest.mark.parametrize('nm', ['tensors','unseeded','DataLoader','workers','stream','dicts',
-                                'TrainCB','momentum','others','fsdp','torchmetrics','dry_runs'])
+                                'shards','prepared','TrainCB','momentum','others','fsdp',
+                                'fsdp_shards','torchmetrics','dry_runs'])
 def test_two_processes_train_as_one(processes, nm):
     one,*two = (o[nm] for o in processes)
     for o in two:
@@ -540,16 +588,62 @@ TrainLearner(model, dls, F.cross_entropy, cbs=[acc, Fails()]).fit(1)
     out = output(p)
     assert p.returncode!=0 and 'ValueError: one is enough' in out
 
+def page_losses(folder, command, n):
+    "The numbers of the rows; each of `n` processes says that it joined, and one prints the rows"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | dict(PATH=path, CUDA_VISIBLE_DEVICES='', MINIAI_DATA='sample')
+    env.pop('ACCELERATE_USE_CPU', None)
+    out = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True)
+    assert out.returncode==0, out.stderr
+    joined,rows = ([l for l in out.stdout.splitlines() if l.startswith(o)] for o in ('process','epoch'))
+    assert sorted(joined)==[f'process {i+1} of {n}' for i in range(n)] and len(rows)==2
+    return [float(o) for row in rows for o in re.findall(r'\d\.\d{3}', row)]
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+    "The cookbook's script in a folder, the commands that the page shows, and the losses of one process"
+    pytest.importorskip('accelerate')
+    d = tmp_path_factory.mktemp('page')
+    cells = json.loads((Path(__file__).parent.parent/'nbs'/'20_cookbook.ipynb').read_text())['cells']
+    code = {c['id']: ''.join(c['source']) for c in cells}
+    with redirect_stdout(StringIO()) as text: exec(code['c19a00a1'], {'work': d})
+    return d,text.getvalue().splitlines(),page_losses(d, 'python train.py', 1)
+
+@pytest.mark.parametrize('launcher', ['torchrun','accelerate launch'])
+def test_the_commands_of_the_cookbook(page, launcher):
+    "Typed as they stand there, without a GPU: two processes have the losses of one"
+    folder,commands,one = page
+    command = next(o for o in commands if o.startswith(launcher))
+    assert len(one)==8 and page_losses(folder, command, 2)==pytest.approx(one, abs=.002)
+
+def test_processes_that_do_not_find_each_other(monkeypatch):
+    "Where an `Accelerator` from before has joined none"
+    pytest.importorskip('accelerate').PartialState()
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(RuntimeError, match='must join 2 processes .*, got 1'): AccelerateCB()
+
 def test_one_process_needs_no_launcher(monkeypatch):
     pytest.importorskip('accelerate')
     monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
     assert same(weights(fit(make())), weights(fit(make(cbs=[AccelerateCB()]))))
+
+def test_a_sampler_for_processes_shuffles_each_epoch_in_its_way(monkeypatch):
+    pytest.importorskip('accelerate')
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    orders = See('before_batch', lambda l: l.batch[0].tolist(), -500)
+    learn = make(cbs=[AccelerateCB(), orders])
+    ds = TensorDataset(torch.rand(8,4), torch.arange(8)%3)
+    learn.dls = DataLoaders(DataLoader(ds, 8, sampler=DistributedSampler(ds, 1, 0)), learn.dls.valid)
+    fit(learn, 2, valid=False)
+    assert orders.seen[0]!=orders.seen[1] and sorted(orders.seen[0])==sorted(orders.seen[1])
 
 def test_accelerate_in_half_precision(monkeypatch):
     pytest.importorskip('accelerate')
     monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
     want = weights(fit(make(cbs=[MixedPrecision(BF16)])))
     assert same(want, weights(fit(make(cbs=[AccelerateCB(mixed_precision='bf16')]))))
+    dry_run = At('after_step', lambda learn: learn.lr_find(show=False))
+    assert same(want, weights(fit(make(cbs=[AccelerateCB(mixed_precision='bf16'), dry_run]))))
     assert not same(want, weights(fit(make())))
 
 @pytest.mark.parametrize('cb', [
