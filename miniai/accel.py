@@ -43,9 +43,8 @@ def amp_dtype(device=None)->torch.dtype|None:
     return torch.bfloat16 if fast else None
 
 # %% ../nbs/17_accel.ipynb #a16mp003
-def _add_step(learn, n_inp):
+def _add_step(learn):
     "Give a plain `Learner` the usual training step"
-    learn.n_inp = n_inp or learn.n_inp
     if 'predict' in learn.own_steps: return
     if any(hasattr(cb, 'predict') for cb in learn.cbs): return
     learn.add_cb(TrainCB())
@@ -57,7 +56,7 @@ class MixedPrecision(Callback):
     order = DeviceCB.order+10
     def __init__(self,
         dtype=None, # Or `bf16`, `fp16`; `no` switches it off; None asks `amp_dtype`
-        n_inp=None # How many items of a batch are inputs; None leaves it to the learner
+        n_inp=1 # How many items of a batch are inputs; the learner asks for it
     ):
         self.dtype = _dtypes.get(dtype, dtype)
         if self.dtype not in (None, *_dtypes.values()):
@@ -65,7 +64,7 @@ class MixedPrecision(Callback):
         self.n_inp = n_inp
 
     def before_fit(self, learn):
-        _add_step(learn, self.n_inp)
+        _add_step(learn)
         self.device = next(learn.model.parameters()).device.type
         self.half = self.dtype or amp_dtype(self.device)
         learn.amp = ExitStack()
@@ -252,7 +251,7 @@ class AccelerateCB(Callback):
     order = DeviceCB.order-10
     ddp = None
     def __init__(self,
-        n_inp=None, # How many items of a batch are inputs; None leaves it to the learner
+        n_inp=1, # How many items of a batch are inputs; the learner asks for it
         mixed_precision='no', # `bf16` and `fp16` add `MixedPrecision`
         **kwargs # For Hugging Face's `Accelerator`
     ):
@@ -270,7 +269,7 @@ class AccelerateCB(Callback):
 
     def before_fit(self, learn):
         learn.model.to(self.acc.device)
-        _add_step(learn, self.n_inp)
+        _add_step(learn)
         if self.half.dtype!=torch.float32 and self.half not in learn.cbs:
             learn.add_cb(self.half)
             run_cbs([self.half], 'before_fit', learn)  # those of the others run already
