@@ -8,7 +8,6 @@ __all__ = ['plot_mistakes', 'mistakes', 'confusion', 'class_report', 'plot_confu
 # %% ../nbs/15_predict.ipynb #n15a4
 import contextlib
 import copy
-import fastcore.all as fc
 import json
 import numpy as np
 import os
@@ -25,7 +24,7 @@ from .core import tensors, to_cpu
 from .datasets import DataLoaders, TensorLoader, image_pixels
 from .init import BatchTransformCB
 from .learner import Callback, CancelBatchException, Learner, no_trace
-from .safety import describe
+from .safety import describe, instances
 from .augment import drawable, join_batches
 
 # %% ../nbs/15_predict.ipynb #e2
@@ -167,7 +166,7 @@ def get_preds(
     keep = _KeepPredsCB()
     with no_trace(self, train=False) as dry:
         if data is not None: dry.dls = DataLoaders(None, _as_loader(data, self))
-        dry.fit(1, train=False, cbs=[keep, *fc.L(cbs)])
+        dry.fit(1, train=False, cbs=[keep, *instances(cbs)])
     return join_batches(keep.preds)
 
 # %% ../nbs/15_predict.ipynb #n16q2

@@ -19,7 +19,7 @@ import traceback
 import warnings
 import torch
 import torch.nn.functional as F
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from torch.nn.parameter import is_lazy
 from torch.utils.data import SequentialSampler
 from .core import call_with, check_whole, random_state, set_random_state, tensors
@@ -195,7 +195,8 @@ def check_opt_func(f):
 def instances(cbs)->list:
     "`cbs`, None, one callback or several, as a list of objects that are callbacks"
     if cbs is None: return []
-    cbs = list(cbs) if isinstance(cbs, (list,tuple)) else [cbs]
+    is_one = hasattr(cbs, 'order') or not isinstance(cbs, Iterable)
+    cbs = [cbs] if is_one else list(cbs)
     for cb in cbs:
         check_object(cb)
         if not hasattr(cb, 'order'):
