@@ -469,6 +469,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'miniai.recipes._open_run': ('recipes.html#_open_run', 'miniai/recipes.py'),
                                 'miniai.recipes._result': ('recipes.html#_result', 'miniai/recipes.py'),
                                 'miniai.recipes._run_name': ('recipes.html#_run_name', 'miniai/recipes.py'),
+                                'miniai.recipes._save_drawing': ('recipes.html#_save_drawing', 'miniai/recipes.py'),
                                 'miniai.recipes._stat': ('recipes.html#_stat', 'miniai/recipes.py'),
                                 'miniai.recipes._told': ('recipes.html#_told', 'miniai/recipes.py'),
                                 'miniai.recipes._train_run': ('recipes.html#_train_run', 'miniai/recipes.py'),

@@ -630,13 +630,12 @@ def _plot_column(ax, history, nm):
     ax.legend()
 
 def plot_history(history):
-    "Draw all that the rows of `MetricsCB.history` measured, over the epochs"
+    "Draw all that the rows of `MetricsCB.history` measured, over the epochs, on a new figure"
     measured = {nm.partition('_')[2]: None for row in history for nm in row if nm!='epoch'}
     measured.pop('seconds', None)
     if not measured: raise ValueError('The history is empty; fit first, with MetricsCB() in cbs.')
-    fig,axs = get_grid(len(measured), 1, figsize=(4.5*len(measured),3.2))
+    _,axs = get_grid(len(measured), 1, figsize=(4.5*len(measured),3.2))
     for ax,nm in zip(axs, measured): _plot_column(ax, history, nm)
-    return fig
 
 # %% ../nbs/09_learner.ipynb #ac562257
 class LRFinderCB(Callback):

@@ -44,17 +44,17 @@ def plot_mistakes(
     learn,
     n:int=16,
     dl=None, # A loader; None takes the one for validation
-): # The figure, or None if there are no mistakes
-    "Show the `n` wrong predictions that the model was most confident about"
+):
+    "Show the `n` wrong predictions that the model was most confident about, if there are any"
+    from matplotlib import pyplot as plt
     preds,targs,inps = learn.capture_preds(inps=True, dl=dl)
     table = _mistakes(learn, preds, targs)[:n]
     if table.empty: return
     images = tensors(inps)[0][table.index.tolist()]
     titles = [f'{o.label}\nmodel: {o.prediction}, {o.probability:.0%}' for o in table.itertuples()]
     title = 'Most confident mistakes: the label, and what the model said'
-    fig = show_images(drawable(images), titles=titles, imsize=2.1, title=title)
-    for ax in fig.axes: ax.title.set_fontsize(8)
-    return fig
+    show_images(drawable(images), titles=titles, imsize=2.1, title=title)
+    for ax in plt.gcf().axes: ax.title.set_fontsize(8)
 
 # %% ../nbs/15_predict.ipynb #e5
 def mistakes(
@@ -93,8 +93,8 @@ def class_report(
 def plot_confusion(
     learn,
     dl=None, # A loader; None takes the one for validation
-): # The figure
-    "Draw `confusion`, darker for a larger fraction of the class"
+):
+    "Draw `confusion` on a new figure, darker for a larger fraction of the class"
     counts = confusion(learn, dl)
     n = len(counts)
     dark = counts.div(counts.sum(axis=1), axis=0)**.5
@@ -105,7 +105,6 @@ def plot_confusion(
     ax.set(title='What each class was taken for', xlabel='predicted class', ylabel='class')
     ax.set_yticks(range(n), counts.index)
     ax.set_xticks(range(n), counts.columns, rotation=90)
-    return ax.figure
 
 # %% ../nbs/15_predict.ipynb #n16p2
 def _example(learn): # A validation batch, of one row where there is a data set, as that's quick

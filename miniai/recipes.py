@@ -282,6 +282,14 @@ def _result(learn, tta_accuracy, commit):
     return {k: line[k] for k in _keys+changed}
 
 # %% ../nbs/19_recipes.ipynb #124564bf
+def _save_drawing(path, draw, o):
+    "Save what `draw(o)` draws on a new figure, if anything"
+    before = plt.get_fignums()
+    draw(o)
+    if plt.get_fignums()==before: return
+    with atomic(path) as f: plt.savefig(f, dpi=110)
+    plt.close()
+
 def _write_run(learn, commit):
     "Write all files of a run, and its line of results last"
     run = learn.run
@@ -300,10 +308,8 @@ def _write_run(learn, commit):
     save_safely(saved, run/'model.pt')
     with atomic(run/'preds.npz') as f: np.savez_compressed(f, **arrays)
     with atomic(run/'log.csv') as f: pd.DataFrame(rows).to_csv(f, index=False)
-    for nm,fig in dict(history=plot_history(rows), mistakes=plot_mistakes(learn)).items():
-        if fig is None: continue  # no mistakes
-        with atomic(run/f'{nm}.png') as f: fig.savefig(f, dpi=110)
-        plt.close(fig)
+    _save_drawing(run/'history.png', plot_history, rows)
+    _save_drawing(run/'mistakes.png', plot_mistakes, learn)
     with atomic(run/'result.json') as f: f.write_text(json.dumps(result)+'\n')
     (run/'checkpoint.pt').unlink(missing_ok=True)
 

@@ -338,7 +338,8 @@ def test_mistakes_of_any_data(kind, c, vocab):
     learn = any_learner(3, kind, c, vocab)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        fig = plot_mistakes(learn, 6)
+        plot_mistakes(learn, 6)
+        fig = plt.gcf()
         fig.canvas.draw()
     titles = [ax.get_title() for ax in fig.axes]
     plt.close(fig)
@@ -352,7 +353,9 @@ def test_mistakes_of_any_data(kind, c, vocab):
 def test_mistakes_where_there_are_none():
     learn = any_learner()
     learn.dls.valid = [(x, learn.model(x).argmax(1)) for x,_ in learn.dls.valid]
-    assert plot_mistakes(learn) is None
+    before = plt.get_fignums()
+    plot_mistakes(learn)
+    assert plt.get_fignums()==before
 
 def test_a_table_of_mistakes():
     learn = any_learner(vocab=['cat','dog','cow'])
@@ -373,14 +376,16 @@ def test_any_loader_in_place_of_the_one_for_validation():
     assert confusion(learn, other).to_numpy().tolist()==[
         [1,0,0,0],[0,1,0,0],[0,0,1,1],[0,0,0,0]]
     assert class_report(learn, dl=other)['count'].tolist()==[1,1,2,0]
-    fig = plot_confusion(learn, dl=other)
+    plot_confusion(learn, dl=other)
+    fig = plt.gcf()
     assert len(fig.axes[0].texts)==4
     m = mistakes(learn, dl=other)
     assert [*m.itertuples(name=None)]==[(3,'class 2','class 3',pytest.approx(m.probability[3]))]
     plt.close(fig)
     learn = any_learner()
     x,_ = learn.dls.valid.dataset.tensors
-    fig = plot_mistakes(learn, dl=[(x[:2],(learn.model(x[:2]).argmax(1)+1)%3)])
+    plot_mistakes(learn, dl=[(x[:2],(learn.model(x[:2]).argmax(1)+1)%3)])
+    fig = plt.gcf()
     assert len(fig.axes)==2
     plt.close(fig)
 
@@ -418,7 +423,8 @@ def test_confusion_and_report(vocab):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         r = class_report(learn)
-        fig = plot_confusion(learn)
+        plot_confusion(learn)
+        fig = plt.gcf()
         fig.canvas.draw()
     assert r['count'].tolist()==[3,1,2,0] and list(r.index)==names
     assert np.allclose(r.precision, [1,1/3,1,np.nan], equal_nan=True)
