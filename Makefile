@@ -16,7 +16,7 @@ help:
 	@echo 'make lab       open JupyterLab on the index of the notebooks'
 	@echo 'make test      run the notebooks as tests, then tests/'
 	@echo 'make bench     measure speed against other libraries (PARTS="loops models"), alone on the machine'
-	@echo 'make export    write miniai/*.py from the notebooks'
+	@echo 'make export    write miniai/*.py and learner.pyi from the notebooks'
 	@echo 'make execute   clean the notebooks and run them, outputs in place (NBS="nbs/09_learner.ipynb")'
 	@echo 'make readme    write README.md from nbs/index.ipynb'
 
@@ -70,6 +70,7 @@ bench: $(BENCH)/.installed
 
 export: $(VENV)/.dev
 	$(BIN)/nbdev-export
+	$(BIN)/python tools/stubs.py
 
 NBS ?= $(wildcard nbs/*.ipynb)
 execute: $(VENV)/.dev export

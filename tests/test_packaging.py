@@ -95,6 +95,37 @@ def test_modules_are_what_the_notebooks_export(checkout):
     for f in (ROOT/'miniai').glob('*.py'):
         assert f.read_text()==(checkout/'miniai'/f.name).read_text(), f'{f.name}: run nbdev-export'
 
+# What an editor sees, which runs nothing
+
+def test_the_stub_is_what_the_script_writes(tmp_path):
+    run(sys.executable, ROOT/'tools/stubs.py', tmp_path/'learner.pyi')
+    text = (tmp_path/'learner.pyi').read_text()
+    assert (ROOT/'miniai/learner.pyi').read_text()==text, 'run: make export'
+
+def in_editor(line):
+    import jedi
+    code = f'from miniai.all import *\nlearn = TrainLearner(None, None)\n{line}'
+    return jedi.Script(code, project=jedi.Project(ROOT), environment=jedi.InterpreterEnvironment())
+
+def completed(line): return {o.name for o in in_editor(line).complete()}
+
+def test_an_editor_completes_the_learner():
+    methods = 'fit','lr_find','classify','fit_one_cycle','summary','add_cb'
+    fields = 'model','dls','epoch','metrics','history','pg'
+    assert not {*methods, *fields}-completed('learn.')
+    assert not {'valley','plot'}-completed('learn.lr_find().')
+
+@pytest.mark.parametrize('call, names', [
+    ('learn.fit', 'n_epochs train valid cbs lr'), ('learn.lr_find', 'max_epochs show gamma start_lr'),
+    ('learn.fit_one_cycle', 'n_epochs lr pct_start'), ('MomentumLearner', 'model dls mom loss_func')])
+def test_an_editor_shows_parameters(call, names):
+    shown, = in_editor(f'{call}(').get_signatures()
+    assert not {*names.split()}-{p.name for p in shown.params}
+
+def test_an_editor_finds_every_name():
+    found = completed('x = ')
+    for m in ORDER: assert not {*importlib.import_module(f'miniai.{m}').__all__}-found, m
+
 # The house: one notebook for each module, which imports from those before it
 
 def cells(nb, kind='code'):
