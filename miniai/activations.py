@@ -79,6 +79,10 @@ class HooksCallback(Callback):
 
     def cleanup_fit(self, learn): self.hooks.remove()
 
+    # Loops use these, too; with __iter__, L(cbs) would take it for several callbacks
+    def __len__(self): return len(self.hooks)
+    def __getitem__(self, i): return self.hooks[i]
+
 # %% ../nbs/10_activations.ipynb #a6d1ad59
 def _histogram(acts, bins, top): # Fraction of the absolute values in each bin, the last open
     n = max(1, 100_000*len(acts)//acts.numel())  # images with about 100,000 activations

@@ -60,6 +60,10 @@ def drawable(x):
     low,high = x.min(),x.max()
     return (x.float()-low)/(high-low)
 
+def _label_names(learn, targs): # Where the only targets are labels, and `dls` has names for them
+    vocab = getattr(learn.dls, 'vocab', None)
+    if vocab and len(targs)==1 and targs[0].ndim==1: return [vocab[int(i)] for i in targs[0]]
+
 @patch
 @fc.delegates(show_images)
 def show_image_batch(
@@ -74,8 +78,10 @@ def show_image_batch(
         torch.seed()  # each call shows other random changes
         random.seed()
         dry.fit(1, valid=False, cbs=[*fc.L(cbs), _BatchReadyCB()])
-    images = tensors(to_cpu(dry.batch))[0][:max_n]
-    return show_images(drawable(images), title=title, **kwargs)
+    images,*targs = tensors(to_cpu(dry.batch))
+    names = _label_names(self, targs)
+    if names: kwargs = {'titles': names[:max_n]} | kwargs
+    show_images(drawable(images[:max_n]), title=title, **kwargs)
 
 # %% ../nbs/14_augment.ipynb #9bab1088
 def random_integers(x, shape, high):
@@ -200,7 +206,7 @@ def join_batches(bs):
 class CapturePreds(Callback):
     "Keep a pass's predictions `all_preds`, targets `all_targs` and, with `inps`, inputs `all_inps`"
     skip_dry_run = True
-    def __init__(self, inps=False):
+    def __init__(self, inps=True):
         self.inps = inps
         self.batches = []
     def after_batch(self, learn):

@@ -43,7 +43,7 @@ class ResBlock(nn.Module):
         conv2 = conv(nf, nf, ks, stride, None, norm)
         if zero_norm: nn.init.zeros_(conv2[1].weight)
         self.convs = nn.Sequential(OrderedDict(conv1=conv1, conv2=conv2))
-        self.idconv = nn.Identity() if ni==nf else nn.Conv2d(ni, nf, 1)
+        self.idconv = nn.Identity() if ni==nf else conv(ni, nf, 1, 1, None)
         self.pool = nn.Identity() if stride==1 else nn.AvgPool2d(stride, ceil_mode=True)
         self.act = act() if act else nn.Identity()
 
@@ -60,7 +60,9 @@ def _last_grid(size, n): # Height and width after `n` blocks; all but the first 
     return math.ceil(h/shrink), math.ceil(w/shrink)
 
 def get_model(
+    act=act_gr, # Makes an activation
     nfs=(8,16,32,64,128,256), # Output channels of each block
+    norm=nn.BatchNorm2d, # Makes a norm
     ni=1, # Input channels
     n_out=10, # Number of scores
     size=28, # Height and width of the input: one number or two
@@ -70,8 +72,6 @@ def get_model(
     extra=None, # Output channels of one more block, with stride 1
     pool=nn.Flatten, # Makes the layer that turns the last grid into features
     drop=0., # Fraction of the features that dropout sets to zero
-    act=act_gr, # Makes an activation
-    norm=nn.BatchNorm2d, # Makes a norm
 )->nn.Sequential: # From (n,ni,*size) to (n,n_out)
     "A block that keeps the grid, blocks that halve it, pooling, a linear layer and a batch norm"
     n = len(nfs)

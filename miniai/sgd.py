@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['anneals', 'cos_anneal', 'lin_anneal', 'momentum_key', 'Schedule', 'CosineAnnealing', 'OneCycle', 'BaseSchedCB',
-           'BatchSchedCB', 'EpochSchedCB', 'group_lr', 'group_mom', 'RecorderCB', 'HasLearnCB']
+           'BatchSchedCB', 'EpochSchedCB', 'group_lr', 'group_mom', 'RecorderCB', 'HasLearnCB', 'grouped_opt',
+           'TrainOnlyCB']
 
 # %% ../nbs/12_sgd.ipynb #195c0b74
 import math, torch, fastcore.all as fc
 from bisect import bisect_left
 from fastcore.basics import patch
+from operator import length_hint
+from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from .core import check_whole, get_grid, map_batch
-from .learner import Callback, Learner
+from .learner import Callback, DeviceCB, Learner
 
 # %% ../nbs/12_sgd.ipynb #0313903a
 def cos_anneal(start, end, pct):
@@ -150,15 +153,14 @@ class RecorderCB(Callback):
         for nm,f in self.getters.items():
             self.recs[nm].append(map_batch(lambda t: t.detach().clone(), f(learn)))
     def plot(self):
-        "Draw what was recorded over the training batches, and return the figure"
+        "Draw what was recorded over the training batches"
         if not self.recs: raise ValueError('Nothing is recorded yet; fit with this callback first.')
-        fig,axs = get_grid(len(self.recs), ncols=min(len(self.recs), 3), imsize=3)
+        _,axs = get_grid(len(self.recs), ncols=min(len(self.recs), 3), imsize=3)
         for ax,(nm,vals) in zip(axs, self.recs.items()):
             if isinstance(vals[0], torch.Tensor): vals = torch.stack(vals).cpu()
             label = {'lr': 'learning rate', 'mom': 'momentum'}.get(nm, nm)
             ax.plot(vals)
             ax.set(title=label[0].upper()+label[1:], xlabel='training batch', ylabel=label)
-        return fig
 
 def _default_getters(learn):
     getters = {'lr': group_lr, 'mom': group_mom, 'loss': fc.attrgetter('loss')}
@@ -168,11 +170,21 @@ def _default_getters(learn):
 # %% ../nbs/12_sgd.ipynb #aaaa1217
 @patch
 @fc.delegates(OneCycle)
-def fit_one_cycle(self:Learner, n_epochs, lr=None, cbs=None, **kwargs):
-    "Fit with a `OneCycle` that peaks at `lr`, or at each group's own rate; `kwargs` go to it"
+def fit_one_cycle(self:Learner,
+    n_epochs:int,
+    lr=None, # As `fit` takes it; each parameter group peaks at its own rate
+    cbs=None,
+    total_steps=None, # Training batches of all epochs, for a loader without a length
+    **kwargs # Passed on to `OneCycle`
+):
+    "Fit with a `OneCycle` that peaks at the learning rate"
     def sched(opt):
+        steps = total_steps or n_epochs*length_hint(self.dls.train)
+        if not steps:
+            raise ValueError('dls.train must have a length, got none; '
+                             'pass total_steps=..., the training batches of all epochs.')
         peaks = [g['lr'] for g in opt.param_groups]
-        return OneCycle(opt, peaks, n_epochs*len(self.dls.train), **kwargs)
+        return OneCycle(opt, peaks, steps, **kwargs)
     self.fit(n_epochs, lr=lr, cbs=[BatchSchedCB(sched), *fc.L(cbs)])
 
 # %% ../nbs/12_sgd.ipynb #e7ffb6d2
@@ -184,3 +196,43 @@ class HasLearnCB(Callback):
     def before_fit(self, learn): self._learners = *self._learners, learn
     def cleanup_fit(self, learn):
         if self.learn is learn: self._learners = self._learners[:-1]
+
+# %% ../nbs/12_sgd.ipynb #sgdpt02
+def grouped_opt(
+    opt_func,
+    *parts # Modules of the model
+):
+    "Make an `opt_func` for a list of rates: first the rest of the model's, if any, then the parts'"
+    group_of = {p: i for i,part in enumerate(parts, 1) for p in part.parameters()}
+    def make(params, lr):
+        groups = [[] for _ in range(len(parts)+1)]
+        for p in params: groups[group_of.get(p, 0)].append(p)
+        groups = [g for g in groups if g]
+        n = len(groups)
+        lrs = lr if fc.is_listy(lr) else [lr]*n
+        if len(lrs)!=n:
+            raise ValueError(f'lr must be one number or a list of {n}, one per group, got {lr}.')
+        return opt_func([{'params': g, 'lr': float(v)} for g,v in zip(groups, lrs)], lrs[0])
+    return make
+
+# %% ../nbs/12_sgd.ipynb #sgdpt07
+class TrainOnlyCB(Callback):
+    "Train only `parts` of the model in a fit: freeze the rest, running means of norms as well"
+    order = DeviceCB.order-20  # before the model is wrapped for several processes
+    def __init__(self,
+        *parts # Modules of the model
+    ):
+        self.parts = nn.ModuleList(parts)
+        self.frozen = {}  # learner of a fit under way: parameters to unfreeze at its end
+
+    def before_fit(self, learn):
+        rest = {*learn.model.parameters()} - {*self.parts.parameters()}
+        self.frozen[learn] = [p for p in rest if p.requires_grad]
+        for p in rest: p.requires_grad_(False)
+
+    def before_epoch(self, learn):
+        for m in {*learn.model.modules()} - {*self.parts.modules()}:
+            if hasattr(m, 'running_mean'): m.eval()
+
+    def cleanup_fit(self, learn):
+        for p in self.frozen.pop(learn, ()): p.requires_grad_(True)

@@ -273,6 +273,17 @@ def test_no_sync():
     assert syncs(ActivationStats(on_valid=True))==syncs()
     assert syncs(HooksCallback(reads))>syncs()
 
+def test_a_callback_is_a_sequence_of_its_hooks():
+    "It counts, iterates and indexes; as one of `cbs` it is still a single callback"
+    cb = HooksCallback(count, nn.Linear)
+    assert len(cb)==0 and list(cb)==[]
+    learn = learner()
+    for cbs in cb,[cb]:
+        learn.fit(1, cbs=cbs)
+        assert len(cb)==3 and [h.n for h in cb]==[4]*3 and cb[-1] is cb.hooks[2]
+    learn.fit_one_cycle(1, cbs=cb, pct_start=.5)
+    assert [h.n for h in cb]==[4]*3
+
 def test_settings_are_delegated():
     "The course's call, and the settings of HooksCallback by name"
     ps = inspect.signature(ActivationStats).parameters

@@ -274,10 +274,37 @@ def test_show_image_batch_keeps_gradients_and_the_optimizer(shown):
 @pytest.mark.parametrize('kind', ['tuple','dict'])
 @pytest.mark.parametrize('c', [1,3])
 def test_a_batch_of_any_data_can_be_shown(shown, kind, c):
-    fig = any_learner(kind=kind, c=c).show_image_batch(4)
-    fig.canvas.draw()
+    any_learner(kind=kind, c=c).show_image_batch(4)
+    plt.gcf().canvas.draw()
     (ims,_), = shown
     assert c==1 or (ims.min()>=0 and ims.max()<=1)
+
+@pytest.mark.parametrize('kind', ['tuple','dict'])
+def test_a_batch_is_shown_with_class_names(shown, kind):
+    learn = any_learner(kind=kind, vocab=['ant','bee','cat'])
+    def names(b): return [learn.dls.vocab[i] for i in ([*b.values()][1] if kind=='dict' else b[1])]
+    batches = []
+    learn.show_image_batch(4, cbs=At('before_batch', lambda o: batches.append(o.batch)))
+    assert [ax.get_title() for ax in plt.gcf().axes]==names(batches[0])[:4]
+    learn.show_image_batch(2, titles='ab')
+    assert shown[-1][1]['titles']=='ab'
+
+@pytest.mark.parametrize('targets', [
+    lambda y: (y[:,None],), lambda y: (y,y), lambda y: (), lambda y: (torch.tensor(.5),)])
+def test_other_targets_are_no_titles(shown, targets):
+    learn = any_learner(vocab=['ant','bee','cat'])
+    def change(learn): learn.batch = (learn.batch[0], *targets(learn.batch[1]))
+    learn.show_image_batch(2, cbs=At('before_batch', change))
+    assert shown[-1][1].get('titles') is None
+
+def test_captured_inputs_are_there():
+    "As in the course, the callback keeps them unless told not to"
+    learn,cp = any_learner(),CapturePreds()
+    learn.fit(1, train=False, cbs=cp)
+    assert cp.all_inps.shape==(24,1,8,8)
+    small = CapturePreds(inps=False)
+    learn.fit(1, train=False, cbs=small)
+    assert small.all_inps==()
 
 @pytest.mark.parametrize('kind', ['tuple','dict'])
 def test_views_of_any_data(kind):

@@ -1,5 +1,6 @@
 "Pictures, nested batches, seeds, random states"
-import io, random, subprocess, sys, pytest, matplotlib.pyplot as plt, numpy as np, torch
+import io, random, subprocess, sys
+import pytest, matplotlib.pyplot as plt, numpy as np, torch
 from collections import namedtuple
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -36,6 +37,12 @@ def test_show_image_options():
     assert ax.images[0].get_cmap().name=='gray' and ax.images[0].norm.vmax==3
     assert show_image(torch.rand(4,4), cmap='viridis').images[0].get_cmap().name=='viridis'
 
+@pytest.mark.parametrize('wanted, drawn', [('viridis','gray'), ('gray_r','gray_r'), ('magma','magma')])
+def test_images_are_gray_unless_another_map_is_set(wanted, drawn):
+    "viridis is matplotlib's default, which nobody chose"
+    with plt.rc_context({'image.cmap': wanted}): ax = show_image(torch.rand(4,4))
+    assert ax.images[0].get_cmap().name==drawn
+
 def test_subplots_gives_an_array():
     three = ({},(1,),[3,3]), (dict(nrows=2, ncols=3, imsize=2),(2,3),[6,4]), (dict(ncols=2, figsize=(5,1)),(2,),[5,1])
     for kw,shape,size in three:
@@ -57,9 +64,52 @@ def test_grid_refuses():
     with pytest.raises(ValueError, match='shorter'): show_images(torch.rand(3,1,4,4), titles='ab')
 
 def test_show_images():
-    fig = show_images(torch.rand(3,1,4,4), nrows=1, titles=range(3), title='T', figsize=(6,1), vmax=2)
+    show_images(torch.rand(3,1,4,4), nrows=1, titles=range(3), title='T', figsize=(6,1), vmax=2)
+    fig = plt.gcf()
     assert [o.get_title() for o in fig.axes]==['0','1','2'] and fig.get_suptitle()=='T'
     assert fig.get_size_inches().tolist()==[6,1] and all(o.images[0].norm.vmax==2 for o in fig.axes)
+
+CELLS = {
+    "from miniai.all import *; import torch; x = torch.rand(2,1,4,4); show_images(x)": 1,
+    "for _ in range(2): show_images(x)\nprint('done')": 2,
+    "show_images(x);": 1,
+    "show_image(x[0])": 1,
+    "rec = RecorderCB(); rec.recs = {'lr': [1,2]}; rec.plot()": 1}
+
+def run_notebook(cells, **kwargs):
+    "The outputs of each cell"
+    nbformat,nbclient = pytest.importorskip('nbformat'),pytest.importorskip('nbclient')
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in cells])
+    nbclient.NotebookClient(nb, timeout=120, kernel_name='python3', **kwargs).execute()
+    return [cell.outputs for cell in nb.cells]
+
+def test_a_notebook_shows_each_picture_once():
+    outputs = run_notebook(CELLS)
+    pictures = [sum('image/png' in o.get('data', {}) for o in os) for os in outputs]
+    assert pictures==list(CELLS.values())
+
+# Memory
+
+FAILS = '''
+import torch
+from weakref import ref
+from miniai.core import clean_mem
+def fails():
+    global gone
+    big = torch.zeros(9)
+    gone = ref(big)
+    1/0
+def fails_again():
+    try: fails()
+    finally: int('x')
+'''
+
+def test_clean_mem_frees_what_an_error_holds():
+    cells = [FAILS]
+    for f in 'fails','fails_again': cells += [f'{f}()', 'print(gone() is None)', 'clean_mem(); print(gone() is None)']
+    outputs = run_notebook(cells, allow_errors=True)
+    assert [o[0].get('text') for o in outputs[1:]]==[None,'False\n','True\n']*2
+    clean_mem()  # without an error
 
 # Nested batches
 

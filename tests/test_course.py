@@ -19,7 +19,7 @@ NAMES = {
         'show_images': 'ims, nrows=1, ncols=2, titles=t, imsize=1',
         'get_grid': 'n, nrows=2, ncols=2, title=t, figsize=s',
         'subplots': '2, 2, figsize=s, imsize=3, suptitle=t, sharex=True',
-        'to_device': 'x, device=d', 'to_cpu': 'x', 'set_seed': '42, deterministic=False', 'def_device': None},
+        'clean_mem': '', 'to_device': 'x, device=d', 'to_cpu': 'x', 'set_seed': '42, deterministic=False', 'def_device': None},
     'datasets': {
         'inplace': 'f', 'collate_dict': 'ds', 'collate_device': 'b', 'get_dls': 'ds, ds, bs=8, collate_fn=f',
         'DataLoaders': 'dl, dl', 'DataLoaders.from_dd': 'dd, 8, as_tuple=True, num_workers=4'},
@@ -43,7 +43,7 @@ NAMES = {
     'sgd': {
         'BaseSchedCB': 'sched', 'BatchSchedCB': 'sched', 'EpochSchedCB': 'sched', 'HasLearnCB': '',
         'RecorderCB': 'lr=f, mom=f', 'RecorderCB.plot': 'self'},
-    'resnet': {'ResBlock': '1, 8, stride=2, ks=3, act=a, norm=n', 'Learner.summary': 'self'},
+    'resnet': {'ResBlock': '1, 8, stride=2, ks=3, act=a, norm=n', 'get_model': 'a, nfs, norm=n', 'Learner.summary': 'self'},
     'augment': {
         'tfm_batch': 'b, tfm_x=f, tfm_y=f', 'GlobalAvgPool': '', 'CapturePreds': '',
         'Learner.capture_preds': 'self, cbs=c, inps=True',
@@ -226,7 +226,38 @@ def test_ensemble_and_dropout(dls, cbs):
     (a,_),(b,_) = (learn.capture_preds(cbs=cbs) for cbs in (None,[TestTimeDropout()]))
     assert not torch.equal(a, b)
 
-# Later notebooks
+# Other notebooks
+
+def test_activations_notebook(dls):
+    "The callback counts and iterates as its hooks do"
+    def keep_mean(hook, mod, inp, outp): hook.mean = outp.mean().item()
+    hc = HooksCallback(keep_mean, mod_filter=fc.risinstance(nn.Conv2d))
+    trained(plain(), dls, [DeviceCB('cpu'), hc])
+    fig,axes = get_grid(len(hc), figsize=(11,5))
+    for ax,h in zip(axes.flat, hc): ax.set_title(f'{h.mean:.2f}')
+    assert len(hc)==len(axes)==6 and all(ax.get_title() for ax in axes)
+
+def test_accel_sgd_notebook(dls):
+    "Its `get_model` gives plain convolutions; ours takes the same call and gives residual blocks"
+    learn = trained(get_model(act_gr, norm=nn.BatchNorm2d), dls, [DeviceCB('cpu')])
+    assert learn.capture_preds()[0].shape==(40,10)
+    clean_mem()
+
+def test_the_shortcut_is_a_conv():
+    assert isinstance(ResBlock(1, 4).idconv[0], nn.Conv2d) and ResBlock(4, 4).idconv(1)==1
+
+def test_pictures(dls):
+    "Drawing returns nothing, so a notebook shows each picture once; `image.cmap` is followed"
+    with plt.rc_context({'image.cmap': 'gray_r'}):
+        assert show_images(next(iter(dls.train))[0][:2]) is None
+        assert {ax.images[0].get_cmap().name for ax in plt.gcf().axes}=={'gray_r'}
+        assert TrainLearner(residual(), dls, F.cross_entropy).show_image_batch(2) is None
+
+def test_captured_inputs(dls):
+    learn,cp = TrainLearner(residual(), dls, F.cross_entropy, cbs=[DeviceCB('cpu')]),CapturePreds()
+    learn.fit(1, train=False, cbs=[cp])
+    assert cp.all_inps.shape==(40,1,28,28)
+
 
 def test_patches_over_our_own(dls, monkeypatch):
     "The course's notebooks define these methods themselves, on top of ours"

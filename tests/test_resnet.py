@@ -82,7 +82,7 @@ def test_channels_last_and_bfloat16(name):
 def test_keys():
     keys = set(made('model4').state_dict()) | set(made('resnet').state_dict())
     assert {'stem.0.weight','stem.convs.conv1.0.weight','block1.convs.conv2.1.running_mean',
-            'block5.idconv.weight','linear.weight','norm.bias'} <= keys
+            'block5.idconv.0.weight','linear.weight','norm.bias'} <= keys
     before_norms = [k for k in keys if '.conv1.0.' in k or '.conv2.0.' in k or 'linear' in k]
     assert before_norms and not any('bias' in k for k in before_norms)
 
@@ -104,6 +104,20 @@ def test_parts():
     b = ResBlock(4, 4, act=None, norm=None)
     x = torch.randn(1,4,5,5)
     assert torch.equal(b(x), b.convs(x)+x) and b.convs.conv1[0].bias is not None
+
+def test_the_shortcut_is_the_lessons_conv():
+    "With the weights that a bare 1×1 convolution would draw"
+    set_seed(42)
+    b = ResBlock(4, 8)
+    set_seed(42)
+    convs = conv(4, 8, 3, 1, act_gr, nn.BatchNorm2d),conv(8, 8, 3, 1, None, nn.BatchNorm2d)
+    bare = nn.Conv2d(4, 8, 1)
+    assert torch.equal(b.idconv[0].weight, bare.weight) and torch.equal(b.idconv[0].bias, bare.bias)
+    assert len(b.idconv)==1 and torch.equal(b.convs.conv2[0].weight, convs[1][0].weight)
+
+def test_the_courses_order_of_arguments():
+    m = get_model(nn.ReLU, (4,8), nn.InstanceNorm2d)
+    assert m(X).shape==(4,10) and {type(o) for o in m.modules()}>={nn.ReLU, nn.InstanceNorm2d}
 
 def test_stem_takes_the_large_kernel_alone():
     m = made('wide')

@@ -7,10 +7,12 @@ from itertools import product
 from pathlib import Path
 from torch import nn, optim
 from torch.optim import lr_scheduler
-from miniai.learner import Callback, CancelBatchException, TrainLearner
+from miniai.datasets import DataLoaders
+from miniai.learner import Callback, CancelBatchException, CancelEpochException, TrainLearner
 from miniai.sgd import (BaseSchedCB, BatchSchedCB, CosineAnnealing, EpochSchedCB, HasLearnCB,
-                        OneCycle, RecorderCB, group_lr, group_mom, momentum_key)
-from conftest import toy_dls, toy_model
+                        OneCycle, RecorderCB, TrainOnlyCB, group_lr, group_mom, grouped_opt,
+                        momentum_key)
+from conftest import At, Raises, check, learner as kept_learner, toy_dls, toy_model
 
 def two_groups(opt_func=optim.SGD, **kw):
     a,b = (nn.Parameter(torch.ones(2)) for _ in range(2))
@@ -354,6 +356,148 @@ def test_fit_one_cycle_errors():
     with pytest.raises(TypeError, match='pct'): learn.fit_one_cycle(3, pct=.5)
     assert 'pct_start' in inspect.signature(TrainLearner.fit_one_cycle).parameters
 
+class Stream:
+    "Endless batches, as an object without a length"
+    def __iter__(self):
+        while True: yield from toy_dls().train
+
+def five_batches(learn):
+    if learn.training and learn.iter==5: raise CancelEpochException()
+
+def test_fit_one_cycle_of_a_stream():
+    rec = RecorderCB(lr=group_lr)
+    learn = learner(At('before_batch', five_batches), rec, opt_func=optim.AdamW)
+    learn.dls = DataLoaders(Stream(), toy_dls().valid)
+    with pytest.raises(ValueError, match='dls.train must have a length, got none; pass total_steps'):
+        learn.fit_one_cycle(2)
+    learn.fit_one_cycle(2, .1, total_steps=10)
+    sched = trace(partial(OneCycle, max_lr=.1, total_steps=10), optim.AdamW([nn.Parameter(torch.ones(1))]), 9)
+    assert rec.recs['lr']==[g[0][0] for g in sched]
+
+# parts of a model
+
+PARTS = {'a rate for each': [.01,.2], 'a tuple of numpy': tuple(np.array([.01,.2])), 'one for all': .2}
+def parted(lr=.1, opt_func=optim.AdamW, cbs=None):
+    model = toy_model()
+    return TrainLearner(model, toy_dls(), F.cross_entropy, lr, cbs, grouped_opt(opt_func, model[4:]))
+
+@pytest.mark.parametrize('lr', PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize('where', ['learner','fit'])
+def test_a_group_for_each_part(lr, where):
+    learn = parted(lr) if where=='learner' else parted()
+    learn.fit(1, lr=None if where=='learner' else lr)
+    body,head = learn.opt.param_groups
+    want = lr if isinstance(lr, (list,tuple)) else [lr]*2
+    assert [body['lr'],head['lr']]==list(want) and {type(g['lr']) for g in (body,head)}=={float}
+    for g,part in (body,learn.model[:4]), (head,learn.model[4:]):
+        assert all(p is q for p,q in zip(g['params'], part.parameters(), strict=True))
+
+def test_three_parts():
+    model = toy_model()
+    opt = grouped_opt(optim.SGD, model[6], model[1])(model.parameters(), [.1,.2,.3])
+    assert [(g['lr'],len(g['params'])) for g in opt.param_groups]==[(.1,6),(.2,2),(.3,2)]
+
+def test_one_cycle_peaks_at_the_rate_of_each_part():
+    rec = both()
+    learn = parted(cbs=rec)
+    learn.fit_one_cycle(5, lr=[.01,.2])
+    assert max(rec.recs['lr0'])==.01 and max(rec.recs['lr1'])==.2
+    learn.lr = [.01,.2]
+    learn.lr_find(show=False)
+    learn.fit(1)
+    assert [g['lr'] for g in learn.opt.param_groups]==[.01,.2]
+
+@pytest.mark.parametrize('lr', [[.1], [.1,.2,.3], ()])
+def test_a_wrong_number_of_rates(lr):
+    with pytest.raises(ValueError, match='lr must be one number or a list of 2, one per group, got'):
+        parted(lr).fit(1)
+
+def test_parts_with_nothing_in_them_make_no_group():
+    model = toy_model()
+    whole = grouped_opt(optim.SGD, model[:4], model[4:])(model.parameters(), [.1,.2])
+    assert [len(g['params']) for g in whole.param_groups]==[4,6]
+    with pytest.raises(ValueError, match='a list of 1'):
+        grouped_opt(optim.SGD, nn.Linear(2,2))(model.parameters(), [.1,.2])
+
+def values(learn): return {k: v.clone() for k,v in learn.model.state_dict().items()}
+def changed(learn, before): return {k for k,v in values(learn).items() if not torch.equal(v, before[k])}
+
+@pytest.mark.parametrize('fit', [lambda l,cb: l.fit(2, cbs=cb), lambda l,cb: l.fit(1, valid=False, cbs=cb),
+                                 lambda l,cb: l.fit_one_cycle(2, cbs=cb, pct_start=.5)])
+@pytest.mark.parametrize('opt_func', [partial(optim.SGD, momentum=.9), partial(optim.AdamW, weight_decay=.5)])
+def test_only_a_part_trains(fit, opt_func):
+    "Weights and running means of the rest stay, and each parameter learns again afterwards as before"
+    learn = learner(opt_func=opt_func)
+    learn.model[0].bias.requires_grad_(False)
+    before,wants = values(learn),[p.requires_grad for p in learn.model.parameters()]
+    seen = []
+    dropout = At('after_predict', lambda l: seen.append(l.training==l.model[3].training))
+    learn.cbs.append(dropout)
+    fit(learn, TrainOnlyCB(learn.model[6]))
+    assert changed(learn, before)=={'6.weight','6.bias'} and all(seen)
+    assert [p.requires_grad for p in learn.model.parameters()]==wants
+    learn.fit(1)
+    assert {'0.weight','1.running_mean','5.running_mean'} <= changed(learn, before)
+
+def test_the_norm_of_a_trained_part_goes_on():
+    learn = learner(opt_func=optim.SGD)
+    before = values(learn)
+    learn.fit(1, cbs=TrainOnlyCB(learn.model[1], learn.model[6]))
+    assert {k for k in changed(learn, before) if k[0]!='1'}=={'6.weight','6.bias'}
+    assert {'1.weight','1.running_mean'} <= changed(learn, before)
+
+def test_a_weight_that_the_trained_part_shares_learns():
+    learn = learner(opt_func=optim.SGD)
+    learn.model[4] = nn.Linear(6,6)
+    learn.model[6] = nn.Sequential(nn.Linear(6,6), nn.Linear(6,3))
+    learn.model[6][0].weight = learn.model[4].weight
+    before = values(learn)
+    learn.fit(1, cbs=TrainOnlyCB(learn.model[6]))
+    assert {k for k in changed(learn, before) if k[0]!='6'}=={'4.weight'}
+
+@pytest.mark.parametrize('event', ['before_fit','before_epoch','after_backward','after_fit','cleanup_fit'])
+@pytest.mark.parametrize('order', [-100,100])
+def test_frozen_parameters_learn_again_after_an_error(event, order):
+    learn = learner(opt_func=optim.SGD)
+    cb = TrainOnlyCB(learn.model[6])
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError): learn.fit(1, cbs=[cb, Raises(event, ZeroDivisionError(), order=order)])
+        assert all(p.requires_grad for p in learn.model.parameters())
+
+def test_dry_runs_of_a_part():
+    "They change nothing, and inside a fit they leave the rest frozen"
+    learn = kept_learner()
+    learn.cbs.append(TrainOnlyCB(learn.model[6]))
+    for f in partial(learn.lr_find, show=False), partial(learn.fit, 1, train=False): check(learn, f, skip=['history'])
+    learn = learner(opt_func=optim.SGD)
+    before,frozen = values(learn),[]
+    def inside(learn):
+        if learn.dry_run: return
+        learn.lr_find(show=False)
+        learn.fit(1, train=False)
+        frozen.append(learn.model[0].weight.requires_grad)
+    learn.fit(2, cbs=[TrainOnlyCB(learn.model[6]), At('after_epoch', inside)])
+    assert changed(learn, before)=={'6.weight','6.bias'} and not any(frozen) and len(frozen)==4
+    assert all(p.requires_grad for p in learn.model.parameters())
+
+@pytest.mark.parametrize('parts', [[], [nn.Linear(2,2)]])
+def test_no_part_of_the_model(parts):
+    with pytest.raises(RuntimeError) as e: learner().fit(1, cbs=TrainOnlyCB(*parts))
+    assert any('All parameters are frozen' in note for note in e.value.__notes__)
+
+def test_a_timm_body():
+    timm = pytest.importorskip('timm')
+    model = timm.create_model('resnet10t', in_chans=1, num_classes=3)
+    x = torch.rand(8,1,32,32)
+    dls = DataLoaders.from_tensors({'train': (x,torch.arange(8)%3), 'valid': (x,torch.arange(8)%3)}, 4)
+    head = model.get_classifier()
+    learn = TrainLearner(model, dls, F.cross_entropy, .1, opt_func=grouped_opt(optim.SGD, head))
+    before = values(learn)
+    learn.fit(1, cbs=TrainOnlyCB(head))
+    assert changed(learn, before)=={'fc.weight','fc.bias'}
+    learn.fit_one_cycle(2, [.001,.01], pct_start=.5, cycle_momentum=False)
+    assert 'bn1.running_mean' in changed(learn, before)
+
 # the notebook's homework
 
 def notebook(name):
@@ -486,17 +630,20 @@ def test_recorder_keeps_values_that_are_changed_in_place():
 def test_recorder_plot():
     import matplotlib
     matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
     rec = RecorderCB()
     with pytest.raises(ValueError, match='Nothing is recorded yet'): rec.plot()
     learn = learner(rec, BatchSchedCB(partial(OneCycle, max_lr=.1, total_steps=8)))
     learn.fit(2)
-    axs = rec.plot().axes
+    rec.plot()
+    axs = plt.gcf().axes
     assert [ax.get_ylabel() for ax in axs]==['learning rate','momentum','loss']
     assert all(ax.get_title() and ax.get_xlabel()=='training batch' for ax in axs)
     for ax,vals in zip(axs, rec.recs.values()):
         assert ax.lines[0].get_ydata().tolist()==pytest.approx([float(v) for v in vals])
     four = both(bias=lambda learn: learn.model[0].bias)
     learn.fit(1, cbs=four)
-    axs = [ax for ax in four.plot().axes if ax.lines]
+    four.plot()
+    axs = [ax for ax in plt.gcf().axes if ax.lines]
     assert [ax.get_ylabel() for ax in axs]==['lr0','lr1','mom0','mom1','bias']
     assert len(axs[-1].lines)==6
