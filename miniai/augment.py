@@ -22,6 +22,7 @@ from .datasets import DataLoaders
 from .init import conv
 from .learner import Callback, CancelFitException, Learner, no_trace
 from .resnet import get_model
+from .safety import instances
 
 # %% ../nbs/14_augment.ipynb #617834ce
 wide = partial(get_model, nfs=(16,32,64,128,256,512), ks=5)
@@ -77,7 +78,7 @@ def show_image_batch(
     with no_trace(self, train=False) as dry:
         torch.seed()  # each call shows other random changes
         random.seed()
-        dry.fit(1, valid=False, cbs=[*fc.L(cbs), _BatchReadyCB()])
+        dry.fit(1, valid=False, cbs=[*instances(cbs), _BatchReadyCB()])
     images,*targs = tensors(to_cpu(dry.batch))
     names = _label_names(self, targs)
     if names: kwargs = {'titles': names[:max_n]} | kwargs
@@ -231,7 +232,7 @@ def capture_preds(
     capture = CapturePreds(inps)
     with no_trace(self, train=False) as dry:
         if dl is not None: dry.dls = DataLoaders(None, dl)
-        dry.fit(1, train=False, cbs=[capture, *fc.L(cbs)])
+        dry.fit(1, train=False, cbs=[capture, *instances(cbs)])
     if inps: return capture.all_preds, capture.all_targs, capture.all_inps
     return capture.all_preds, capture.all_targs
 
@@ -280,7 +281,7 @@ def tta(
     dl=None, # A loader; None takes the one for validation
 )->tuple: # Predictions and targets
     "Mean predictions over `views`; a dry run"
-    preds,targs = self.capture_preds([TTACB(views, probs), *fc.L(cbs)], dl=dl)
+    preds,targs = self.capture_preds([TTACB(views, probs), *instances(cbs)], dl=dl)
     if probs: preds = tree_map(torch.exp, preds)
     return preds, targs
 

@@ -6,7 +6,7 @@ from .resnet import Summary
 import torch
 import torch.nn.functional as F
 
-__all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'Callback', 'run_cbs', 'sort_cbs', 'with_cbs', 'Learner', 'TrainCB', 'TrainLearner', 'MomentumLearner', 'DeviceCB', 'SingleBatchCB', 'keep_for', 'no_trace', 'Mean', 'Accuracy', 'format_row', 'print_row', 'MetricsCB', 'ProgressCB', 'plot_history', 'LRFinderCB', 'LRFind']
+__all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'Callback', 'run_cbs', 'sort_cbs', 'with_cbs', 'Learner', 'TrainCB', 'TrainLearner', 'MomentumLearner', 'DeviceCB', 'SingleBatchCB', 'keep_for', 'no_trace', 'Metric', 'Accuracy', 'AvgMetric', 'format_row', 'print_row', 'MetricsCB', 'ProgressCB', 'plot_history', 'LRFinderCB', 'LRFind']
 
 class CancelFitException(Exception):
     'Ends the fit; `after_fit` is skipped'
@@ -44,12 +44,13 @@ class Learner():
     lr: Any
     cbs: Any
     opt_func: Any
-    n_inp: Any
+    n_inp: int
     opt: Any
     batch: Any
     preds: Any
     loss: Any
     losses: Any
+    metrics: Any
     logger: Any
     fitting: Any
     running: Any
@@ -61,14 +62,12 @@ class Learner():
     n_epochs: Any
     does_train: Any
     does_valid: Any
-    metrics: Any
     training: Any
     xb: Any
     yb: Any
-    history: Any
-    def __init__(self, model, dls, loss_func=F.mse_loss, lr=0.1, cbs=None, opt_func=torch.optim.SGD, n_inp=1):
+    def __init__(self, model, dls, loss_func=F.mse_loss, lr=0.1, cbs=None, opt_func=torch.optim.SGD, n_inp: int=1):
         ...
-    def fit(self, n_epochs=1, train=True, valid=True, cbs=None, lr=None):
+    def fit(self, n_epochs: int=1, train: bool=True, valid: bool=True, cbs=None, lr=None):
         'Train and validate for `n_epochs` epochs'
     def one_epoch(self, training):
         'One pass over the training or the validation data'
@@ -87,6 +86,9 @@ class Learner():
     def zero_grad(self):
         ...
     @property
+    def history(self) -> list:
+        'The rows of `MetricsCB`, one for each epoch'
+    @property
     def epoch_done(self):
         'Is this the last pass of an epoch that trains?'
     @property
@@ -102,28 +104,26 @@ class Learner():
         'Mean predictions over `views`; a dry run'
     def get_preds(self, data=None, cbs=None):
         'Predict `data`, which needs no targets; a dry run'
-    def classify(self, im) -> tuple:
+    def classify(self, data) -> tuple:
         'Say what an image shows'
-    def export(self, path):
+    def export(self, path: str, dynamic=()):
         'Save model and validation transforms as a program without miniai, for batches of any size'
     def summary(self, depth=1) -> Summary:
         'Shapes, parameters and MACs of the modules for one validation batch; a dry run'
     @property
     def pg(self):
         "The optimizer's first parameter group"
-    def fit_one_cycle(self, n_epochs, lr=None, cbs=None, *, pct_start=0.3, anneal_strategy='cos', cycle_momentum=True, base_momentum=0.85, max_momentum=0.95, div_factor=25.0, final_div_factor=10000.0):
-        "Fit with a `OneCycle` that peaks at `lr`, or at each group's own rate; `kwargs` go to it"
+    def fit_one_cycle(self, n_epochs: int, lr=None, cbs=None, total_steps=None, *, pct_start=0.3, anneal_strategy='cos', cycle_momentum=True, base_momentum=0.85, max_momentum=0.95, div_factor=25.0, final_div_factor=10000.0):
+        'Fit with a `OneCycle` that peaks at the learning rate'
     def show_training_loop(self, cbs=None):
         'Print the events of a fit, nested, with the callbacks that listen to each, in order'
-    def lr_find(self, max_epochs=None, show=True, *, gamma=1.3, max_mult=3, start_lr=1e-05, end_lr=10.0) -> LRFind:
+    def lr_find(self, max_epochs: int | None | None=None, show: bool=True, *, gamma=1.3, max_mult=3, start_lr=1e-05, end_lr=10.0) -> LRFind:
         'Try out learning rates and show their losses, in a dry run'
 
 class TrainCB(Callback):
     'The usual training step: predict, loss, backward, step, zero the gradients'
     n_inp: Any
-    def __init__(self, n_inp=None):
-        ...
-    def before_fit(self, learn):
+    def __init__(self, n_inp=1):
         ...
     def predict(self, learn):
         ...
@@ -154,7 +154,7 @@ class TrainLearner(Learner):
 class MomentumLearner(TrainLearner):
     'A `TrainLearner` that keeps the fraction `mom` of the gradients from batch to batch'
     mom: Any
-    def __init__(self, model, dls, *args, mom=0.85, loss_func=F.mse_loss, lr=0.1, cbs=None, opt_func=torch.optim.SGD, n_inp=1):
+    def __init__(self, model, dls, *args, mom=0.85, loss_func=F.mse_loss, lr=0.1, cbs=None, opt_func=torch.optim.SGD, n_inp: int=1):
         ...
     def zero_grad(self):
         ...
@@ -183,8 +183,8 @@ def keep_for(learn, train):
 def no_trace(learn, train=True):
     'Copy the learner; at the end of the block, restore its model and the random states'
 
-class Mean():
-    'Weighted mean, summed in float64 by `compute`'
+class Metric():
+    'Base class of metrics; by itself a weighted mean, summed in float64 by `compute`'
     vals: Any
     weights: Any
     n: Any
@@ -204,9 +204,18 @@ class Mean():
     def sync(self, reduce):
         'Add up over processes; `reduce` takes a list of numbers and returns their sums'
 
-class Accuracy(Mean):
+class Accuracy(Metric):
     "Fraction of predictions whose highest score is the target's; classes in dimension 1"
+    higher_is_better: Any
     def update(self, preds, target):
+        ...
+
+class AvgMetric(Metric):
+    'Mean of `f(preds, targs)`, a function that returns one number for a batch'
+    f: Any
+    def __init__(self, f):
+        ...
+    def update(self, preds, *targs):
         ...
 
 def format_row(row) -> dict:
@@ -218,6 +227,7 @@ def print_row(row):
 class MetricsCB(Callback):
     'Measures the loss and `metrics` over each pass; one row of results for each epoch'
     metrics: Any
+    picks: Any
     loss: Any
     history: Any
     row: Any
@@ -237,6 +247,8 @@ class MetricsCB(Callback):
     def after_batch(self, learn):
         ...
     def after_epoch(self, learn):
+        ...
+    def after_cancel_epoch(self, learn):
         ...
     def cleanup_epoch(self, learn):
         ...
@@ -267,11 +279,13 @@ class ProgressCB(Callback):
         ...
     def after_epoch(self, learn):
         ...
+    def after_cancel_epoch(self, learn):
+        ...
     def cleanup_fit(self, learn):
         ...
 
 def plot_history(history):
-    'Draw all that the rows of `MetricsCB.history` measured, over the epochs'
+    'Draw all that the rows of `MetricsCB.history` measured, over the epochs, on a new figure'
 
 class LRFinderCB(Callback):
     'Multiplies the learning rate by `gamma` after each batch, until the loss explodes'

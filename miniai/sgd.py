@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from .core import check_whole, get_grid, map_batch
 from .learner import Callback, DeviceCB, Learner
+from .safety import instances
 
 # %% ../nbs/12_sgd.ipynb #0313903a
 def cos_anneal(start, end, pct):
@@ -185,7 +186,7 @@ def fit_one_cycle(self:Learner,
                              'pass total_steps=..., the training batches of all epochs.')
         peaks = [g['lr'] for g in opt.param_groups]
         return OneCycle(opt, peaks, steps, **kwargs)
-    self.fit(n_epochs, lr=lr, cbs=[BatchSchedCB(sched), *fc.L(cbs)])
+    self.fit(n_epochs, lr=lr, cbs=[BatchSchedCB(sched), *instances(cbs)])
 
 # %% ../nbs/12_sgd.ipynb #e7ffb6d2
 class HasLearnCB(Callback):
