@@ -150,7 +150,10 @@ class Learner:
     def _new_opt(self, lr):
         if isinstance(lr, np.generic): lr = lr.item()  # checkpoints hold no numpy numbers
         self.model.zero_grad()
-        self.opt = self.opt_func(self.model.parameters(), lr)
+        try: self.opt = self.opt_func(self.model.parameters(), lr)
+        except TypeError as e:
+            if isinstance(lr, list): e.add_note('For a list of rates, pass opt_func=grouped_opt(...).')
+            raise
 
     @with_cbs('fit')
     def _fit(self):

@@ -141,7 +141,8 @@ _loss_hints = (
 
 def _hint_frozen(learn, e):
     if not any(p.requires_grad for p in learn.model.parameters()):
-        return 'All parameters are frozen; call requires_grad_(True) on some.'
+        return ('All parameters are frozen; call requires_grad_(True) on some, '
+                'or pass modules of the model to TrainOnlyCB.')
 
 def _hint_scalar_loss(learn, e):
     if learn.loss is not None and getattr(learn.loss, 'shape', None)!=():
@@ -188,7 +189,7 @@ def check_object(o):
 
 def check_opt_func(f):
     "Raise an error if `f` is an optimizer instead of a function that makes one"
-    if not callable(f):
+    if isinstance(f, torch.optim.Optimizer):
         raise TypeError('opt_func must be a function of parameters and lr, got an object '
                         f'{type(f).__name__}; pass the class, or partial(optim.AdamW, eps=1e-5).')
 

@@ -1,6 +1,7 @@
 "Mistakes that newcomers make, and what they are told: the error with its notes, or the warning"
-import warnings, pytest, torch, torch.nn.functional as F
+import tempfile, warnings, pytest, torch, torch.nn.functional as F
 from functools import partial
+from PIL import Image
 from torch import nn, optim
 from torch.optim.lr_scheduler import OneCycleLR
 from miniai.all import *
@@ -29,6 +30,19 @@ class TwoInputs(nn.Module):
     def maybe(self, x, scale=1): return self.body(x*scale)
 
 opt = optim.SGD(nn.Linear(1,1).parameters(), .1)
+
+def pictures(n_out=3):
+    return TrainLearner(nn.Sequential(nn.Flatten(), nn.Linear(36, n_out)), DataLoaders(None, [(X,Y)]), F.cross_entropy)
+
+def flow():
+    learn = toy(opt_func=optim.AdamW)
+    learn.dls.train = iter(())
+    return learn
+
+def torch_file():
+    with tempfile.TemporaryDirectory() as d:
+        torch.save({'a': 1}, f'{d}/a.pt')
+        load_safely(f'{d}/a.pt')
 
 def in_place_of(cb): return lambda: toy(cbs=cb)
 
@@ -71,6 +85,20 @@ MISTAKES = {
     'an optimizer for opt_func': (lambda: toy(opt_func=opt), 'opt_func must be a function of parameters and lr'),
     'a rate in the place of train': (lambda: toy().fit(1, .1), 'did you mean lr=0.1?'),
     'half an epoch': (lambda: toy().fit(.5), 'n_epochs must be a whole number'),
+    'a list of rates for one group': (lambda: toy(opt_func=optim.AdamW).fit(1, lr=[.1,.2]), 'pass opt_func=grouped_opt(...)'),
+    'a part of another model': (lambda: fit(cbs=TrainOnlyCB(nn.Linear(2,2))), 'pass modules of the model to TrainOnlyCB'),
+    'a stream without a length': (lambda: flow().fit_one_cycle(1), 'pass total_steps=...'),
+    'a file that is not there': (lambda: pictures().classify('no.png'), 'no.png'),
+    'a picture without a validation loader': (
+        lambda: TrainLearner(toy_model(), None, F.cross_entropy).classify(Image.new('L', (6,6))), 'pass DataLoaders('),
+    'one number is no class': (lambda: pictures(n_out=1).classify(X[0]), 'two scores or more'),
+    'an ordinary file of torch': (lambda: torch_file(), 'torch.load(path, weights_only=True)'),
+    'a precision misspelled': (lambda: MixedPrecision('half'), 'dtype must be one of'),
+    'a metric with no direction': (
+        lambda: toy(cbs=[MetricsCB(mae=lambda p,y: p.mean()), SaveBestCB('valid_mae')]).fit(1), 'pass lower=True for an error'),
+    'no metrics to watch': (lambda: toy(cbs=SaveBestCB()).fit(1), 'pass MetricsCB() in cbs'),
+    'no such column': (lambda: toy(cbs=[MetricsCB(), SaveBestCB('valid_acc')]).fit(1), 'must be a column of the history'),
+    'an unknown way to resize': (lambda: image_pixels(Image.new('L', (6,6)), 4, resize='stretch'), "'crop', 'squish' or 'pad'"),
     'the history before a fit': (lambda: toy().history, 'pass MetricsCB() in cbs, and fit'),
     'no history to plot': (lambda: plot_history([]), 'The history is empty'),
     'a training in its own fit': (lambda: toy(cbs=cb(after_epoch=lambda self, learn: learn.fit(1))).fit(1),
