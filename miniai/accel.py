@@ -60,7 +60,7 @@ class MixedPrecision(Callback):
     ):
         self.dtype = _dtypes.get(dtype, dtype)
         if self.dtype not in (None, *_dtypes.values()):
-            raise ValueError(f'dtype must be one of {_dtypes} or None, got {dtype!r}.')
+            raise ValueError(f'dtype must be one of {[*_dtypes]}, a half precision or None, got {dtype!r}.')
         self.n_inp = n_inp
 
     def before_fit(self, learn):
@@ -231,11 +231,16 @@ def _share_random_state(dls):
     set_random_state(state[0], dls)
 
 # %% ../nbs/17_accel.ipynb #a16acl02
+def _sampler(dl):
+    "The sampler of a loader, or of its batch sampler"
+    inner = getattr(getattr(dl, 'batch_sampler', None), 'sampler', None)
+    return getattr(dl, 'sampler', None) if inner is None else inner
+
 def _is_shard(dl):
     "Does this loader give each process its own part of the data?"
     from accelerate.data_loader import DataLoaderStateMixin
     if isinstance(dl, DataLoaderStateMixin): return True  # what `prepare` returns
-    return hasattr(getattr(dl, 'sampler', None), 'num_replicas')  # a DistributedSampler
+    return hasattr(_sampler(dl), 'num_replicas')  # a DistributedSampler
 
 def _means(cb):
     "The loss and the metrics of `cb` that must be told to add up over processes"
@@ -276,7 +281,7 @@ class AccelerateCB(Callback):
         if self.n>1 and not learn.dry_run: self._wrap(learn)
     def before_epoch(self, learn):
         if self.i>0: learn.logger = lambda row: None
-        sampler = getattr(learn.dl, 'sampler', None)
+        sampler = _sampler(learn.dl)
         if hasattr(sampler, 'set_epoch'): sampler.set_epoch(learn.epoch)
         if not self._alone(learn): _share_random_state(learn.dls)
     def before_batch(self, learn):
@@ -296,6 +301,7 @@ class AccelerateCB(Callback):
     def after_epoch(self, learn):
         if self._alone(learn): return
         for m in self.means: m.sync(self._add_up)
+    after_cancel_epoch = after_epoch
 
     def _alone(self, learn):
         "Does this process see all items? All must call a model that FSDP splits, to validate too"

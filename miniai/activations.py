@@ -81,6 +81,7 @@ class HooksCallback(Callback):
 
     # Loops use these, too; with __iter__, L(cbs) would take it for several callbacks
     def __len__(self): return len(self.hooks)
+    def __bool__(self): return True  # also without hooks
     def __getitem__(self, i): return self.hooks[i]
 
 # %% ../nbs/10_activations.ipynb #a6d1ad59

@@ -63,7 +63,8 @@ def drawable(x):
 
 def _label_names(learn, targs): # Where the only targets are labels, and `dls` has names for them
     vocab = getattr(learn.dls, 'vocab', None)
-    if vocab and len(targs)==1 and targs[0].ndim==1: return [vocab[int(i)] for i in targs[0]]
+    if not vocab or len(targs)!=1 or targs[0].ndim!=1 or targs[0].is_floating_point(): return
+    return [vocab[i] if 0<=i<len(vocab) else i for i in targs[0].tolist()]
 
 @patch
 @fc.delegates(show_images)

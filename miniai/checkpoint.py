@@ -92,7 +92,7 @@ def _identity(learn):
     groups = learn.opt.param_groups
     names = [k for k,v in groups[0].items() if type(v) in (int,float,tuple)]
     numbers = {k: [g[k] for g in groups] for k in names}
-    return dict(parts=[*_parts(learn)], **numbers)
+    return numbers
 
 def _schedules(learn):
     "The numbers of each schedule, which must be the same at its start"
@@ -135,7 +135,7 @@ class CheckpointCB(Callback):
 
     def _begin(self, learn):
         self.begun = True
-        self.about |= _schedules(learn)  # all have started by now
+        self.about |= dict(parts=[*_parts(learn)]) | _schedules(learn)  # all have started by now
         state = self.state
         self.state = None
         if not state: return
@@ -181,7 +181,7 @@ class _WatchCB(Callback):
         self.lower = lower
     def before_fit(self, learn):
         if not learn.does_train: return
-        if not getattr(learn, 'metrics', None):
+        if learn.metrics not in learn.cbs:
             raise ValueError(f'{self.col} must be measured; pass MetricsCB() in cbs.')
         self.sign = 1 if _is_lower_better(learn, self.col, self.lower) else -1
     def stale(self, learn):
@@ -232,10 +232,11 @@ class LogCB(Callback):
     ):
         self.to = to
     def after_epoch(self, learn):
-        if not learn.epoch_done or rank_distrib(): return
+        if not learn.epoch_done or rank_distrib() or not learn.history: return
         row = learn.history[-1]
         if hasattr(self.to, 'add_scalar'):
             for k,v in row.items(): self.to.add_scalar(k, v, row['epoch'])
         elif hasattr(self.to, 'log'): self.to.log(row)
         else:
             with atomic(self.to) as f: pd.DataFrame(learn.history).to_csv(f, index=False)
+    after_cancel_epoch = after_epoch

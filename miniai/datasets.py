@@ -139,7 +139,10 @@ def image_pixels(
     "Turn a PIL image upright, and into the pixels of a size and mode"
     if resize not in _resizes:
         raise ValueError(f"resize must be 'crop', 'squish' or 'pad', got {resize!r}.")
-    if im.mode[0] in 'IF': raise ValueError(f'the mode {im.mode} is not one of 8 bits')
+    if mode not in (None,'L','RGB','RGBA'):
+        raise ValueError(f"mode must be None, 'L', 'RGB' or 'RGBA', got {mode!r}.")
+    if im.mode[0] in 'IF':
+        raise ValueError(f"im must have 8 bits a color, got mode {im.mode}; scale its values to 0 to 255 first.")
     if mode is None: mode = 'L' if im.mode in ('1','L','LA') else 'RGB'
     im = im.convert(mode)  # a copy, also where it has that mode
     ImageOps.exif_transpose(im, in_place=True)
@@ -165,13 +168,17 @@ def tensor_images(b):
     b['image'] = [image_pixels(im).float().div_(255) for im in b['image']]
 
 # %% ../nbs/05_datasets.ipynb #4866621d
-def _collate_columns(rows):
+def _collate_columns(rows, columns=None):
     b = default_collate(rows)
-    return tuple(b.values()) if isinstance(b, Mapping) else b
+    if not isinstance(b, Mapping): return b
+    return tuple(b[k] for k in columns or b)
 
 def collate_dict(ds):
     "Make a collate function that returns a tuple of the columns of `ds`, in their order"
-    return _collate_columns  # the rows know their columns
+    if not hasattr(ds, '__len__'): return _collate_columns  # a stream has its columns in one order
+    row = ds[0]
+    columns = list(row) if isinstance(row, Mapping) else None
+    return partial(_collate_columns, columns=columns)
 
 def collate_device(b, device=None):
     "Collate the rows `b` and move them to `device`; None is `def_device`"
@@ -321,7 +328,7 @@ def _warn_empty_classes(ds, image, label): # Of the training split
 def _encoded(dd, **kwargs)->tuple: # Splits of encoded images, and what decodes their rows
     from datasets import ClassLabel, Image as ImageFeature
     _by_name(dd)  # checks the names
-    image_pixels(Image.new('L', (1,1)), **kwargs)  # refuses wrong ones before a file is read
+    image_pixels(Image.new('L', (1,1)), **kwargs)  # refuses wrong arguments before a file is read
     features = _features(next(iter(dd.values())))
     image,label = _column(features, ImageFeature),_column(features, ClassLabel)
     if not all(map(_is_raw, dd.values())):
@@ -345,6 +352,8 @@ def image_tensors(
     rows = (row | {None: k} for k,ds in dd.items() for row in ds)  # no column is called None
     found = {k: [] for k in dd}
     for row in decode(rows, skip_broken=skip_broken): found[row.pop(None)].append(row)
+    empty = [k for k,rows in found.items() if not rows]
+    if empty: raise ValueError(f'Each split must have images, got none for {empty}.')
     splits = {k: to_device(_collate_columns(rows), device) for k,rows in found.items()}
     return Splits(splits, _vocab(dd), resize)
 

@@ -124,8 +124,8 @@ class BatchTransformCB(Callback):
         n = _n_items(learn.batch)
         try: b = self.tfm(learn.batch)
         except Exception as e:
-            e.add_note('tfm gets the whole batch; to transform the images alone, pass '
-                       'partial(tfm_batch, tfm_x=...).')
+            e.add_note(f'tfm got the whole batch, {describe(learn.batch)}; '
+                       'partial(tfm_batch, tfm_x=f) gives f the images alone.')
             raise
         if _n_items(b)<n:
             raise TypeError(f'tfm must return all {n} items of the batch, got {describe(b)}; '

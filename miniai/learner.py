@@ -31,9 +31,9 @@ from .safety import keep_modes, keep_optimizer, keep_random_state, keep_weights,
 from .safety import restoring, step_names
 
 # %% ../nbs/09_learner.ipynb #a12
-class CancelFitException(Exception): "Ends the fit; `after_fit` is skipped"
-class CancelEpochException(Exception): "Ends this pass over the data; `after_epoch` is skipped"
-class CancelBatchException(Exception): "Ends this batch; `after_batch` is skipped"
+class CancelFitException(Exception): "Ends the fit, with `after_cancel_fit` in place of `after_fit`"
+class CancelEpochException(Exception): "Ends this pass, with `after_cancel_epoch` in place of `after_epoch`"
+class CancelBatchException(Exception): "Ends this batch, with `after_cancel_batch` in place of `after_batch`"
 
 # %% ../nbs/09_learner.ipynb #993d11ae
 class Callback:
@@ -111,7 +111,7 @@ class Learner:
         self.lr = lr
         self.cbs = instances(cbs)
         self.opt_func = opt_func
-        self.n_inp = n_inp
+        self.n_inp = self._count_inputs(n_inp)
         self.opt = self.batch = self.preds = self.loss = None
         self.losses = []  # of this pass, one for each batch
         self.metrics = None  # the `MetricsCB` of the last fit
@@ -133,12 +133,12 @@ class Learner:
         if n_epochs==0: return
         if self.fitting:  # a callback evaluates during a fit
             with no_trace(self, train=False) as dry: return dry.fit(n_epochs, train, valid, cbs)
-        keep = [keep_attrs(self, 'cbs', 'logger', 'fitting')]
+        keep = [keep_attrs(self, 'cbs', 'logger', 'n_inp', 'fitting')]
         if not train and not self.dry_run: keep += keep_for(self, train)
         with restoring(*keep):
             self.fitting = True
             self.cbs = sort_cbs(self.cbs + instances(cbs))
-            self.n_inp = max([self.n_inp, *(getattr(cb, 'n_inp', 1) for cb in self.cbs)])
+            self.n_inp = self._count_inputs(self.n_inp)
             self.n_epochs = n_epochs
             self.does_train = train
             self.does_valid = valid
@@ -147,12 +147,18 @@ class Learner:
             if train: self._new_opt(self.lr if lr is None else lr)
             self._fit()
 
+    def _count_inputs(self, n_inp):
+        "What the learner is told, or one of its callbacks, as in `TrainCB(n_inp=2)`"
+        told = [getattr(cb, 'n_inp', 1) for cb in self.cbs]
+        return max([n_inp, *told])
+
     def _new_opt(self, lr):
         if isinstance(lr, np.generic): lr = lr.item()  # checkpoints hold no numpy numbers
         self.model.zero_grad()
         try: self.opt = self.opt_func(self.model.parameters(), lr)
         except TypeError as e:
-            if isinstance(lr, list): e.add_note('For a list of rates, pass opt_func=grouped_opt(...).')
+            if isinstance(lr, (list,tuple)):
+                e.add_note('For a list of rates, pass opt_func=grouped_opt(...).')
             raise
 
     @with_cbs('fit')
@@ -211,7 +217,7 @@ class Learner:
     def history(self)->list:
         "The rows of `MetricsCB`, one for each epoch"
         if self.metrics: return self.metrics.history
-        raise RuntimeError('There is no history yet; pass MetricsCB() in cbs, and fit.')
+        raise AttributeError('There is no history yet; pass MetricsCB() in cbs, and fit.')
 
     @property
     def epoch_done(self):
@@ -362,8 +368,12 @@ class AvgMetric(Metric):
         super().__init__()
         self.f = f
     def update(self, preds, *targs):
+        val = torch.as_tensor(self.f(preds, *targs))
+        if val.numel()!=1:
+            raise ValueError('A metric must return one number for a batch, '
+                             f'got {describe(val)}; return its mean.')
         n = len(tensors(preds)[0])
-        self.add(self.f(preds, *targs), n, n)
+        self.add(val, n, n)
 
 # %% ../nbs/09_learner.ipynb #610caaf7
 def _format(nm, v):
@@ -401,12 +411,13 @@ def _as_metric(m):
     if all(hasattr(m, nm) for nm in ('update','compute','reset')): return m
     if callable(m): return AvgMetric(m)
     raise TypeError('A metric must have update, compute and reset, or be a function of '
-                    f'predictions and targets, got {m!r}.')
+                    f'predictions and targets, got {m!r}; pass Accuracy(), for example.')
 
 def _columns(nm, v)->dict:
     "The numbers in `v`, which the metric `nm` computed, by the names of their columns"
     if isinstance(v, Mapping): named = v.items()
-    elif getattr(v, 'ndim', 0): named = [(f'{nm}_{i}', o) for i,o in enumerate(v)]
+    elif isinstance(v, (list,tuple)) or math.prod(getattr(v, 'shape', ()))>1:
+        named = [(f'{nm}_{i}', o) for i,o in enumerate(v)]
     else: return {nm: v.item() if hasattr(v, 'item') else v}
     columns = {}
     for k,o in named: columns |= _columns(k, o)
@@ -428,6 +439,7 @@ class MetricsCB(Callback):
         self.history = []
         self.row = {}
         self.trained = 0  # epochs of earlier fits
+        self.model = None  # of the last fit
     def _add(self, nm, m):
         if nm in self.metrics:
             raise ValueError(f'Two metrics are called {nm}; pass them by name, MetricsCB(one=...).')
@@ -439,7 +451,8 @@ class MetricsCB(Callback):
         self.trained = state['trained']
 
     def before_fit(self, learn):
-        if learn.metrics is not self: self.history = []  # it may have served another learner
+        if learn.model is not self.model: self.history = []  # it may have served another learner
+        self.model = learn.model
         learn.metrics = self
         self.row = {}
         self.trained = max((r['epoch'] for r in self.history), default=0)
@@ -473,8 +486,12 @@ class MetricsCB(Callback):
         self.row['epoch'] = self.trained + (learn.epoch+1 if learn.does_train else 0)
         kind = 'train' if learn.training else 'valid'
         for nm,m in {'loss': self.loss, **self.metrics}.items():
-            columns = _columns(nm, m.compute())
-            self.row |= {f'{kind}_{k}': v for k,v in columns.items()}
+            columns = {f'{kind}_{k}': v for k,v in _columns(nm, m.compute()).items()}
+            twice = [k for k in columns if k in self.row]
+            if twice:
+                raise ValueError(f'Columns must have different names, got {twice} twice; '
+                                 "pass prefix='...' to MetricCollection.")
+            self.row |= columns
         self.row[f'{kind}_seconds'] = time.perf_counter()-self.start
         self.loss.reset()  # a pass that is cancelled at its start has no row
     def cleanup_epoch(self, learn):

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'Callback', 'run_cbs', 'sort_cbs', 'with_cbs', 'Learner', 'TrainCB', 'TrainLearner', 'MomentumLearner', 'DeviceCB', 'SingleBatchCB', 'keep_for', 'no_trace', 'Metric', 'Accuracy', 'AvgMetric', 'format_row', 'print_row', 'MetricsCB', 'ProgressCB', 'plot_history', 'LRFinderCB', 'LRFind']
 
 class CancelFitException(Exception):
-    'Ends the fit; `after_fit` is skipped'
+    'Ends the fit, with `after_cancel_fit` in place of `after_fit`'
 
 class CancelEpochException(Exception):
-    'Ends this pass over the data; `after_epoch` is skipped'
+    'Ends this pass, with `after_cancel_epoch` in place of `after_epoch`'
 
 class CancelBatchException(Exception):
-    'Ends this batch; `after_batch` is skipped'
+    'Ends this batch, with `after_cancel_batch` in place of `after_batch`'
 
 class Callback():
     'Base class of callbacks: methods named after events, each called with the learner'
@@ -232,6 +232,7 @@ class MetricsCB(Callback):
     history: Any
     row: Any
     trained: Any
+    model: Any
     start: Any
     skip_dry_run: Any
     def __init__(self, *metrics, **named):

@@ -13,7 +13,7 @@ import numpy as np
 import os
 import pandas as pd
 import torch
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fastcore.basics import patch
 from operator import attrgetter
 from PIL import Image
@@ -113,7 +113,8 @@ def _example(learn): # A validation batch, of one row where there is a data set,
         raise ValueError('dls.valid must be a loader, as an example of the data, got None; '
                          'pass DataLoaders(None, [batch]), or tensors to classify.')
     if isinstance(dl, TensorLoader): dl = TensorLoader(dl.x[:1], dl.y[:1], 1)
-    if isinstance(dl, DataLoader): dl = DataLoader(dl.dataset, collate_fn=dl.collate_fn)
+    if isinstance(dl, DataLoader) and dl.batch_size:
+        dl = DataLoader(dl.dataset, collate_fn=dl.collate_fn)
     with no_trace(learn, train=False): return next(iter(dl))
 
 def _picture_args(learn, batch): # Arguments of `_pixels`, for images like those in `batch`
@@ -195,8 +196,9 @@ class Classifier:
         data, # A path, PIL image, array (h,w,c) of bytes or tensor (c,h,w); a list or batch of them
     )->tuple: # Name and probability of the likeliest class; of several images a list of these
         "Say what an image shows"
-        several = isinstance(data, list) or getattr(data, 'ndim', 0)==4
+        several = isinstance(data, (list,tuple)) or getattr(data, 'ndim', 0)==4
         images = [self._image(o) for o in (data if several else [data])]
+        if not images: return []
         with torch.no_grad(): scores = tensors(self.model(torch.stack(images)))[0]
         if scores.ndim!=2 or scores.shape[1]<2:
             raise ValueError('The model must give two scores or more for an image, got shape '
@@ -212,7 +214,8 @@ def classify(
     data, # A path, PIL image, array (h,w,c) of bytes or tensor (c,h,w); a list or batch of them
 )->tuple: # Name and probability of the likeliest class; of several images a list of these
     "Say what an image shows"
-    items = data if isinstance(data, list) else [data]
+    if isinstance(data, Iterator): data = list(data)  # such as path.glob('*.png')
+    items = data if isinstance(data, (list,tuple)) else [data]
     no_pictures = all(isinstance(o, torch.Tensor) for o in items)
     kw = {} if no_pictures else _picture_args(self, _example(self))
     vocab = getattr(self.dls, 'vocab', None)

@@ -80,8 +80,9 @@ def _hint_input_dtype(learn, e):
                 'pass x.float(), or x.float()/255 for bytes.')
 
 def _hint_n_inp(learn, e):
-    if isinstance(e, TypeError) and 'missing' in str(e) and 'argument' in str(e):
-        n = learn.n_inp
+    n = learn.n_inp
+    is_missing = isinstance(e, TypeError) and 'missing' in str(e) and 'argument' in str(e)
+    if is_missing and len(learn.batch)>n+1:  # and leaves a target
         return f'The model got n_inp={n} of the batch; pass n_inp={n+1} if it takes more.'
 
 _model_hints = (
@@ -94,6 +95,11 @@ def _scores_and_labels(learn):
 
 def _loss_name(learn): return getattr(learn.loss_func, '__name__', str(learn.loss_func))
 
+def _wants_classes(learn):
+    "Does the loss take class numbers for targets, by its name?"
+    nm = _loss_name(learn).lower().replace('_', '')
+    return 'binary' not in nm and ('crossentropy' in nm or 'nll' in nm)
+
 def _hint_several_targets(learn, e):
     n = len(learn.yb)
     if n>1 and isinstance(e, (TypeError,RuntimeError)):
@@ -102,32 +108,34 @@ def _hint_several_targets(learn, e):
 
 def _hint_one_number(learn, e):
     shape,y = _scores_and_labels(learn)
-    if y.is_floating_point() and shape==(*y.shape, 1):
+    if not _wants_classes(learn) and y.is_floating_point() and shape==(*y.shape, 1):
         return (f'Targets must have the shape of the predictions {shape}, got {tuple(y.shape)}; '
                 'pass y[:,None].')
 
 def _hint_binary(learn, e):
     shape,y = _scores_and_labels(learn)
     nm = _loss_name(learn).lower()
+    if 'between 0 and 1' in str(e): return 'For logits, pass BCEWithLogitsLoss() in its place.'
     if ('binary' in nm or 'bce' in nm) and not y.is_floating_point():
         return f'Targets of {_loss_name(learn)} must be floats, got {y.dtype}; pass y.float().'
 
 def _hint_label_column(learn, e):
     shape,y = _scores_and_labels(learn)
-    if len(shape)==2 and shape[1]>1 and y.shape==(shape[0], 1):
+    if _wants_classes(learn) and len(shape)==2 and y.shape==(shape[0], 1):
         return f'Labels must have shape (n,), got {tuple(y.shape)}; pass y[:,0].'
 
 def _hint_label_dtype(learn, e):
     shape,y = _scores_and_labels(learn)
     one_hot = y.shape==shape
     not_whole = y.shape==shape[:1]+shape[2:] and y.dtype!=torch.int64
-    if len(shape)>1 and (one_hot or not_whole):
+    if _wants_classes(learn) and len(shape)>1 and (one_hot or not_whole):
         return (f'Labels must be class numbers of dtype int64, got {describe(y)}; '
                 'pass y.long(), or y.argmax(1) for one-hot labels.')
 
 def _hint_label_range(learn, e):
     shape,y = _scores_and_labels(learn)
-    if len(shape)>1 and y.numel() and not 0<=y.min()<=y.max()<shape[1]:
+    if not _wants_classes(learn) or len(shape)<2 or not y.numel(): return
+    if not 0<=y.min()<=y.max()<shape[1]:
         return (f'Labels must be from 0 to {shape[1]-1} for {shape[1]} outputs, '
                 f'got {y.min()} to {y.max()}.')
 
@@ -160,8 +168,11 @@ def _called(e):
 def find_hint(learn, e):
     "The likely remedy for the error `e`, or None"
     called = _called(e)
-    if called: hints = _loss_hints if called[0] is learn.loss_func else _model_hints
-    else: hints = () if learn.loss is None else _backward_hints
+    hints = ()
+    if not called:
+        if learn.training and learn.loss is not None: hints = _backward_hints
+    elif called[0] is not learn.loss_func: hints = _model_hints
+    elif not isinstance(e, (NameError,AttributeError)): hints = _loss_hints  # mistakes in its code
     return next(filter(None, (hint(learn, e) for hint in hints)), None)
 
 class explained:
@@ -218,6 +229,7 @@ def check_fit_args(learn, n_epochs, train, valid):
 
 def _own_style(nm):
     "The name of an event as we say it, such as `after_epoch` for Lightning's `on_epoch_end`"
+    nm = re.sub('^on_(before|after)_', r'\1_', nm)
     nm = re.sub('^on_(train_|validation_)?(.*)_end$', r'after_\2', nm)
     return re.sub('^on_(train_|validation_)?(.*)_(start|begin)$', r'before_\2', nm)
 

@@ -120,6 +120,7 @@ class BatchSchedCB(BaseSchedCB):
 
 class EpochSchedCB(BaseSchedCB):
     "Step a scheduler after each training epoch; ReduceLROnPlateau gets the validation loss"
+    order = 20  # after `AccumCB`, whose last step may come at the end of an epoch
     def after_epoch(self, learn):
         if not isinstance(self.schedo, ReduceLROnPlateau): self._step(learn)
         elif learn.epoch_done: self.schedo.step(torch.stack(learn.losses).mean())
@@ -204,15 +205,16 @@ def grouped_opt(
     *parts # Modules of the model
 ):
     "Make an `opt_func` for a list of rates: first the rest of the model's, if any, then the parts'"
-    group_of = {p: i for i,part in enumerate(parts, 1) for p in part.parameters()}
     def make(params, lr):
+        group_of = {p: i for i,part in enumerate(parts, 1) for p in part.parameters()}
         groups = [[] for _ in range(len(parts)+1)]
         for p in params: groups[group_of.get(p, 0)].append(p)
         groups = [g for g in groups if g]
         n = len(groups)
         lrs = lr if fc.is_listy(lr) else [lr]*n
         if len(lrs)!=n:
-            raise ValueError(f'lr must be one number or a list of {n}, one per group, got {lr}.')
+            raise ValueError(f'lr must be one number or {n}, one for each group, got {lr}; '
+                             'pass modules of this model to grouped_opt.')
         return opt_func([{'params': g, 'lr': float(v)} for g,v in zip(groups, lrs)], lrs[0])
     return make
 

@@ -546,3 +546,15 @@ def test_log_goes_where_it_should(tmp_path):
     assert [*saved.epoch]==[1,2,3]
     assert np.allclose(saved.train_loss, [r['train_loss'] for r in rows])
     assert saved.valid_loss.isna().tolist()==[False,False,True]
+
+def test_the_metrics_of_an_earlier_fit_are_not_watched():
+    learn = toy()
+    learn.fit(1, cbs=MetricsCB())
+    with pytest.raises(ValueError, match=r'pass MetricsCB\(\) in cbs'): learn.fit(1, cbs=SaveBestCB())
+
+def test_a_log_of_passes_that_were_cancelled(tmp_path):
+    def stop(learn):
+        if learn.iter==1: raise CancelEpochException()
+    learn = toy(cbs=[MetricsCB(), LogCB(tmp_path/'log.csv'), At('after_batch', stop, order=5)])
+    learn.fit(2, valid=False)
+    assert len((tmp_path/'log.csv').read_text().splitlines())==3

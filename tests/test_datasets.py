@@ -520,7 +520,7 @@ def test_other_images(folder):
     with pytest.raises(ValueError, match=rf'{f} \(.*No such file'):
         image_tensors(dd, size=8)
     Image.fromarray(np.full((20,30), 40_000, np.uint16)).save(f)
-    with pytest.raises(ValueError, match=rf'{f} \(.*I;16 is not one of 8'):
+    with pytest.raises(ValueError, match=rf'{f} \(.*I;16; scale its values'):
         image_tensors(load(), size=8)
     for mode in ('P','RGBA','LA','1','CMYK'):
         im = Image.new('RGB', (30,20), (255,255,255)).convert(mode)
@@ -628,3 +628,8 @@ def test_a_stream_trains():
     learn = TrainLearner(model, dls, F.cross_entropy, lr=.1)
     learn.fit(3)
     assert learn.loss<2
+
+def test_columns_keep_their_order():
+    rows = [{'x': 1., 'y': 10}, {'y': 20, 'x': 2.}]
+    dls = DataLoaders.from_dd({'train': rows, 'valid': rows}, 1)
+    assert [(x.item(), y.item()) for x,y in dls.valid]==[(1.,10),(2.,20)]

@@ -205,6 +205,21 @@ def test_a_metrics_callback_of_two_learners():
     learn.fit(1)
     assert [r['epoch'] for r in learn.history]==[1,2]
 
+def test_two_metrics_callbacks_of_one_learner():
+    one,two = MetricsCB(),MetricsCB()
+    learn = toy(cbs=[one,two])
+    for _ in range(2): learn.fit(1)
+    learn.fit(1, cbs=MetricsCB())
+    for cb in one,two: assert [r['epoch'] for r in cb.history]==[1,2,3]
+
+def test_two_columns_of_one_name():
+    tm = pytest.importorskip('torchmetrics')
+    def both(): return tm.MetricCollection([tm.classification.MulticlassAccuracy(3)])
+    with pytest.raises(ValueError, match='must have different names, got .*MulticlassAccuracy.* twice'):
+        toy(cbs=MetricsCB(a=both(), b=both())).fit(1)
+    with pytest.raises(ValueError, match='must return one number for a batch, got .8,. float32'):
+        toy(cbs=MetricsCB(lambda p,y: p[:,0])).fit(1)
+
 def test_two_metrics_of_one_name():
     with pytest.raises(ValueError, match='Two metrics are called accuracy'): MetricsCB(Accuracy(), Accuracy())
 
@@ -549,7 +564,8 @@ def test_two_inputs_of_a_callback(cb):
     batch = (X,X,Y)
     learn = Learner(Keeps(), DataLoaders([batch], [batch]), F.cross_entropy)
     learn.fit(1, cbs=cb(n_inp=2))
-    assert all(o is X for o in seen) and cb().n_inp==1
+    assert all(o is X for o in seen) and cb().n_inp==1 and learn.n_inp==1
+    assert Learner(Keeps(), None, cbs=cb(n_inp=2)).n_inp==2
     learn = Learner(Keeps(), DataLoaders([batch], [batch]), F.cross_entropy, n_inp=2)
     learn.fit(1, cbs=cb())
 
@@ -583,7 +599,7 @@ def test_a_cancel_has_an_event(what, exc):
 
 def test_there_is_no_history_yet():
     for learn in toy(),toy(cbs=MetricsCB()):
-        with pytest.raises(RuntimeError, match=r'pass MetricsCB\(\) in cbs, and fit'): learn.history
+        with pytest.raises(AttributeError, match=r'pass MetricsCB\(\) in cbs, and fit'): learn.history
 
 def test_targets_that_are_no_tensors_reach_the_metric_whole():
     seen = []

@@ -79,7 +79,8 @@ MISTAKES = {
                       'All parameters are frozen'),
     'a loss for each item': (lambda: fit(loss=partial(F.cross_entropy, reduction='none')), 'one number'),
     'a class of losses': (lambda: fit(loss=nn.CrossEntropyLoss), 'pass an object, CrossEntropyLoss()'),
-    'the wrong loss': (lambda: fit(loss=F.mse_loss, y=COLUMN[:5]), 'loss_func mse_loss does not fit'),
+    'logits for BCELoss': (lambda: fit(y=torch.rand(8,3), loss=nn.BCELoss()), 'pass BCEWithLogitsLoss()'),
+    'the wrong loss': (lambda: fit(loss=F.mse_loss, y=torch.randn(5,1)), 'loss_func mse_loss does not fit'),
     # the learner
     'no training step': (lambda: fit(cls=Learner), 'pass TrainCB() in cbs, or use TrainLearner'),
     'an optimizer for opt_func': (lambda: toy(opt_func=opt), 'opt_func must be a function of parameters and lr'),
@@ -111,7 +112,7 @@ MISTAKES = {
     'a scheduler for BatchSchedCB': (lambda: BatchSchedCB(OneCycleLR(opt, .1, 8)), 'sched must be a function'),
     'an event without the learner': (lambda: toy(cbs=NoLearn()).fit(1), 'Events are called with the learner'),
     'a transform of images for batches': (lambda: fit(cbs=BatchTransformCB(RandFlip())),
-                                          'pass partial(tfm_batch, tfm_x=...)'),
+                                          'partial(tfm_batch, tfm_x=f) gives f the images alone'),
     'a misspelled event': (lambda: toy(cbs=event('after_bacth')).fit(1), 'did you mean after_batch?'),
     "Lightning's event": (lambda: toy(cbs=event('on_train_epoch_end')).fit(1), 'did you mean after_epoch?'),
     "Keras's event": (lambda: toy(cbs=event('on_epoch_begin')).fit(1), 'did you mean before_epoch?'),
@@ -125,6 +126,12 @@ MISTAKES = {
     'accuracy of numbers': (lambda: fit(y=COLUMN, loss=F.mse_loss, n_out=1, cbs=MetricsCB(Accuracy())),
                             'Accuracy must get scores of shape'),
 }
+
+@pytest.mark.parametrize('f', [
+    lambda: fit(loss=lambda p,y: nothing), lambda: fit(y=COLUMN, loss=lambda p,y: p.no_such_name()),
+    lambda: fit(model=nn.Sequential(TwoInputs()))])
+def test_what_is_not_blamed(f):
+    assert not any(o in said(f) for o in ('loss_func','n_inp','Labels','Targets'))
 
 def said(f):
     "The error that `f` raises with its notes, and the warnings before it"
