@@ -142,7 +142,8 @@ def image_pixels(
     if mode not in (None,'L','RGB','RGBA'):
         raise ValueError(f"mode must be None, 'L', 'RGB' or 'RGBA', got {mode!r}.")
     if im.mode[0] in 'IF':
-        raise ValueError(f"im must have 8 bits a color, got mode {im.mode}; scale its values to 0 to 255 first.")
+        raise ValueError(f'im must have 8 bits a color, got mode {im.mode}; '
+                         'scale its values to 0 to 255 first.')
     if mode is None: mode = 'L' if im.mode in ('1','L','LA') else 'RGB'
     im = im.convert(mode)  # a copy, also where it has that mode
     ImageOps.exif_transpose(im, in_place=True)
@@ -393,14 +394,15 @@ class DataLoaders:
         shuffled_stream = shuffle and isinstance(splits.get('train'), IterableDataset)
         if shuffled_stream: splits['train'] = splits['train'].shuffle(seed=0)
         has_raw = any(map(_is_raw, splits.values()))
-        own = kwargs.pop('collate_fn', None)
-        collate = own or (_collate_columns if as_tuple else default_collate)
-        if size or mode or has_raw and own is None:
+        own_collate = kwargs.pop('collate_fn', None)
+        decode = None
+        if size or mode or has_raw and own_collate is None:
             splits,decode = _encoded(splits, size=size, mode=mode, resize=resize)
-            collate = partial(_decode_batch, decode=decode, collate=collate)
         dls = {}
         for k,ds in splits.items():
             loader = DataLoader
+            collate = own_collate or (collate_dict(ds) if as_tuple else default_collate)
+            if decode: collate = partial(_decode_batch, decode=decode, collate=collate)
             kw = {'generator': torch.Generator().manual_seed(seed)} | kwargs
             if k=='train':
                 if shuffled_stream: loader = _StreamLoader
