@@ -42,7 +42,7 @@ def signature(f):
     star = [] if f.args.vararg or f.args.kwonlyargs else ['*']
     args = re.sub(r'^self: \w+', 'self', ast.unparse(f.args))
     if more: args = args.replace('**kwargs', ', '.join(star + more))
-    args = re.sub(r'(: [^=,]+)=None', r'\1 | None=None', args)
+    args = re.sub(r'(: [^=,]+?)(?: \| None)?=None', r'\1 | None=None', args)
     returns = f' -> {ast.unparse(f.returns)}' if f.returns else ''
     said = decorators(f).replace('patch(as_prop=True)', 'property')
     kept = re.findall(r'property|classmethod|staticmethod|contextmanager', said)
