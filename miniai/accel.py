@@ -60,7 +60,8 @@ class MixedPrecision(Callback):
     ):
         self.dtype = _dtypes.get(dtype, dtype)
         if self.dtype not in (None, *_dtypes.values()):
-            raise ValueError(f'dtype must be one of {[*_dtypes]}, a half precision or None, got {dtype!r}.')
+            raise ValueError(f'dtype must be one of {[*_dtypes]}, a half precision of torch or '
+                             f'None, got {dtype!r}.')
         self.n_inp = n_inp
 
     def before_fit(self, learn):

@@ -31,9 +31,9 @@ from .safety import keep_modes, keep_optimizer, keep_random_state, keep_weights,
 from .safety import restoring, step_names
 
 # %% ../nbs/09_learner.ipynb #a12
-class CancelFitException(Exception): "Ends the fit, with `after_cancel_fit` in place of `after_fit`"
-class CancelEpochException(Exception): "Ends this pass, with `after_cancel_epoch` in place of `after_epoch`"
-class CancelBatchException(Exception): "Ends this batch, with `after_cancel_batch` in place of `after_batch`"
+class CancelFitException(Exception): "Ends the fit; `after_cancel_fit` replaces `after_fit`"
+class CancelEpochException(Exception): "Ends a pass; `after_cancel_epoch` replaces `after_epoch`"
+class CancelBatchException(Exception): "Ends a batch; `after_cancel_batch` replaces `after_batch`"
 
 # %% ../nbs/09_learner.ipynb #993d11ae
 class Callback:

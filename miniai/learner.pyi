@@ -9,13 +9,13 @@ import torch.nn.functional as F
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'Callback', 'run_cbs', 'sort_cbs', 'with_cbs', 'Learner', 'TrainCB', 'TrainLearner', 'MomentumLearner', 'DeviceCB', 'SingleBatchCB', 'keep_for', 'no_trace', 'Metric', 'Accuracy', 'AvgMetric', 'format_row', 'print_row', 'MetricsCB', 'ProgressCB', 'plot_history', 'LRFinderCB', 'LRFind']
 
 class CancelFitException(Exception):
-    'Ends the fit, with `after_cancel_fit` in place of `after_fit`'
+    'Ends the fit; `after_cancel_fit` replaces `after_fit`'
 
 class CancelEpochException(Exception):
-    'Ends this pass, with `after_cancel_epoch` in place of `after_epoch`'
+    'Ends a pass; `after_cancel_epoch` replaces `after_epoch`'
 
 class CancelBatchException(Exception):
-    'Ends this batch, with `after_cancel_batch` in place of `after_batch`'
+    'Ends a batch; `after_cancel_batch` replaces `after_batch`'
 
 class Callback():
     'Base class of callbacks: methods named after events, each called with the learner'
@@ -117,7 +117,7 @@ class Learner():
         'Fit with a `OneCycle` that peaks at the learning rate'
     def show_training_loop(self, cbs=None):
         'Print the events of a fit, nested, with the callbacks that listen to each, in order'
-    def lr_find(self, max_epochs: int | None | None=None, show: bool=True, *, gamma=1.3, max_mult=3, start_lr=1e-05, end_lr=10.0) -> LRFind:
+    def lr_find(self, max_epochs: int | None=None, show: bool=True, *, gamma=1.3, max_mult=3, start_lr=1e-05, end_lr=10.0) -> LRFind:
         'Try out learning rates and show their losses, in a dry run'
 
 class TrainCB(Callback):

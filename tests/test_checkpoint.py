@@ -9,7 +9,7 @@ from miniai.accel import EMACB
 from miniai.checkpoint import *
 from miniai.core import set_seed
 from miniai.datasets import DataLoaders
-from miniai.learner import Accuracy, Callback, MetricsCB, MomentumLearner, TrainLearner
+from miniai.learner import Accuracy, Callback, CancelEpochException, MetricsCB, MomentumLearner, TrainLearner
 from miniai.sgd import BatchSchedCB, CosineAnnealing, EpochSchedCB, OneCycle
 from conftest import At, Raises, toy, toy_dls, toy_model
 

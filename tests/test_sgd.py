@@ -409,14 +409,14 @@ def test_one_cycle_peaks_at_the_rate_of_each_part():
 
 @pytest.mark.parametrize('lr', [[.1], [.1,.2,.3], ()])
 def test_a_wrong_number_of_rates(lr):
-    with pytest.raises(ValueError, match='lr must be one number or a list of 2, one per group, got'):
+    with pytest.raises(ValueError, match='lr must be one number or 2, one for each group, got'):
         parted(lr).fit(1)
 
 def test_parts_with_nothing_in_them_make_no_group():
     model = toy_model()
     whole = grouped_opt(optim.SGD, model[:4], model[4:])(model.parameters(), [.1,.2])
     assert [len(g['params']) for g in whole.param_groups]==[4,6]
-    with pytest.raises(ValueError, match='a list of 1'):
+    with pytest.raises(ValueError, match='lr must be one number or 1'):
         grouped_opt(optim.SGD, nn.Linear(2,2))(model.parameters(), [.1,.2])
 
 def values(learn): return {k: v.clone() for k,v in learn.model.state_dict().items()}
