@@ -95,7 +95,7 @@ class with_cbs:
 class Learner:
     "Trains `model` on `dls`; what happens along the way is up to the callbacks"
     def __init__(self,
-        model,
+        model:torch.nn.Module,
         dls, # `DataLoaders`, or anything with a `train` and a `valid` loader
         loss_func=F.mse_loss, # Called with predictions and targets, returns one number
         lr=.1,

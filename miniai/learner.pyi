@@ -38,7 +38,7 @@ class with_cbs():
 
 class Learner():
     'Trains `model` on `dls`; what happens along the way is up to the callbacks'
-    model: Any
+    model: torch.nn.Module
     dls: Any
     loss_func: Any
     lr: Any
@@ -65,7 +65,7 @@ class Learner():
     training: Any
     xb: Any
     yb: Any
-    def __init__(self, model, dls, loss_func=F.mse_loss, lr=0.1, cbs=None, opt_func=torch.optim.SGD, n_inp: int=1):
+    def __init__(self, model: torch.nn.Module, dls, loss_func=F.mse_loss, lr=0.1, cbs=None, opt_func=torch.optim.SGD, n_inp: int=1):
         ...
     def fit(self, n_epochs: int=1, train: bool=True, valid: bool=True, cbs=None, lr=None):
         'Train and validate for `n_epochs` epochs'
