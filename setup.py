@@ -24,7 +24,7 @@ setup(
     project_urls={'Source': url, 'Issues': f'{url}/issues',
                   'Changelog': f"{url}/blob/{cfg['branch']}/CHANGELOG.md"},
     packages=[cfg['lib_path']],
-    package_data={cfg['lib_path']: ['sample/*', 'learner.pyi', 'py.typed']},
+    package_data={cfg['lib_path']: ['sample/*', 'board.jsonl', 'learner.pyi', 'py.typed']},
     include_package_data=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
