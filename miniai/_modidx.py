@@ -111,8 +111,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'miniai.augment.Learner.capture_preds': ('augment.html#learner.capture_preds', 'miniai/augment.py'),
                                 'miniai.augment.Learner.show_image_batch': ('augment.html#learner.show_image_batch', 'miniai/augment.py'),
                                 'miniai.augment.Learner.tta': ('augment.html#learner.tta', 'miniai/augment.py'),
-                                'miniai.augment.MCDropoutCB': ('augment.html#mcdropoutcb', 'miniai/augment.py'),
-                                'miniai.augment.MCDropoutCB.before_epoch': ('augment.html#mcdropoutcb.before_epoch', 'miniai/augment.py'),
                                 'miniai.augment.RandCopy': ('augment.html#randcopy', 'miniai/augment.py'),
                                 'miniai.augment.RandCopy.forward': ('augment.html#randcopy.forward', 'miniai/augment.py'),
                                 'miniai.augment.RandCrop': ('augment.html#randcrop', 'miniai/augment.py'),
