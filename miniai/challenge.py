@@ -162,7 +162,7 @@ class MCDropoutCB(Callback):
 def _play_data():
     "Images to train on, and others to judge by; never the test images"
     splits = fashion_tensors()
-    n_held = min(5000, len(splits['train'][0])//4)
+    n_held = min(5000, len(splits['train'][0])//2)
     held = hold_out(splits, n_held)
     x,y = held['train']
     return {'train': (x[:3000], y[:3000]), 'valid': held['valid']}
