@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['wide', 'model2', 'model3', 'model4', 'flip_views', 'GlobalAvgPool', 'tfm_batch', 'drawable', 'random_integers',
            'gather_pixels', 'RandCrop', 'RandFlip', 'box_mask', 'random_corners', 'rand_erase', 'RandErase',
-           'rand_copy', 'RandCopy', 'join_batches', 'CapturePreds', 'TTACB', 'ensemble', 'MCDropoutCB']
+           'rand_copy', 'RandCopy', 'join_batches', 'CapturePreds', 'TTACB', 'ensemble']
 
 # %% ../nbs/14_augment.ipynb #f19773bb
 import math
@@ -300,11 +300,3 @@ def ensemble(
         raise ValueError('dls.valid must give the same rows each time, got others the second time; '
                          'pass one that does not shuffle.')
     return torch.stack(preds).mean(0), targs[0]
-
-# %% ../nbs/14_augment.ipynb #be843ea3
-class MCDropoutCB(Callback):
-    "Leave dropout on in validation"
-    order = 100  # after `EMACB`, which validates with another model
-    def before_epoch(self, learn):
-        for m in learn.model.modules():
-            if isinstance(m, nn.modules.dropout._DropoutNd): m.train()

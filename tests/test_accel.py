@@ -10,6 +10,7 @@ from conftest import EVENTS, At, Raises, toy, toy_dls, toy_model
 from miniai.accel import *
 from miniai.activations import ActivationStats
 from miniai.augment import * # which adds capture_preds and tta to Learner
+from miniai.challenge import MCDropoutCB
 from miniai.checkpoint import CheckpointCB
 from miniai.core import set_seed
 from miniai.datasets import DataLoaders

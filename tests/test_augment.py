@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from miniai.accel import EMACB, MixedPrecision
 from miniai.augment import *
+from miniai.challenge import MCDropoutCB
 from miniai.core import *
 from miniai.datasets import DataLoaders, TensorLoader
 from miniai.init import BatchTransformCB

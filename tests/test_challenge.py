@@ -1,10 +1,10 @@
-"The challenge: a network that pools, Muon, alternating flips, shifted views and CutMix"
-import copy, pytest, torch, torch.nn.functional as F
+"The challenge: a network that pools, Muon, alternating flips, views, CutMix; the playground"
+import copy, json, pytest, torch, torch.nn.functional as F
 from functools import partial
 from torch import nn
-from miniai.augment import flip_views, tfm_batch
-from miniai.challenge import (AltFlipCB, CutMixCB, Muon, cutmix, orthogonalize, pool_block, poolnet,
-                              shift_views)
+from miniai.augment import RandErase, flip_views, tfm_batch
+from miniai.challenge import (AltFlipCB, CutMixCB, Muon, cutmix, orthogonalize, play, play_board,
+                              play_learner, pool_block, poolnet, shift_views)
 from miniai.core import set_seed
 from miniai.datasets import DataLoaders, fashion_tensors
 from miniai.init import BatchTransformCB
@@ -331,3 +331,98 @@ def test_a_dry_run_amid_a_mixed_batch(event, dry_run):
     losses2,weights2 = run(At(event, dry_run))
     assert losses==losses2
     assert all(torch.equal(a, b) for a,b in zip(weights, weights2))
+
+# ---- the playground
+
+tiny = partial(poolnet, nfs=(2,4,4,8))
+
+@pytest.fixture
+def ideas(tmp_path, monkeypatch):
+    "The file of ideas in a folder to play in, on the sample"
+    monkeypatch.setenv('MINIAI_DATA', 'sample')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path/'play.jsonl'
+
+def play_tiny(name, **kwargs): return play(name, **(dict(epochs=1, seeds=1, model=tiny)|kwargs))
+def rows_of(file): return [json.loads(o) for o in file.read_text().splitlines()]
+
+def test_a_first_play_adds_a_row(ideas, capsys):
+    assert '✓' not in play_board().to_string()  # before any play
+    board = play_tiny('one', seeds=2)
+    [row] = rows_of(ideas)
+    assert row['idea']=='one' and len(row['accuracy'])==2 and row['epochs']==1
+    said = capsys.readouterr().out
+    for i,o in enumerate(row['accuracy']): assert f'one, seed {i}: accuracy {o:.4f}' in said
+    [mine] = board[board.yours=='✓'].to_dict('records')
+    assert mine['idea']=='one' and mine['seeds']==2 and '±' in mine['accuracy']
+    assert board.equals(play_board())
+
+def test_a_name_played_again_replaces_its_row(ideas):
+    play_tiny('one', lr=1e-9)
+    play_tiny('two')
+    board = play_tiny('one', lr=.01)
+    mine = board[board.yours=='✓']
+    assert sorted(mine.idea)==['one','two']
+    last = rows_of(ideas)[-1]['accuracy'][0]
+    assert mine[mine.idea=='one'].accuracy.item()==f'{last:.4f}'
+    assert set(play_tiny('one', epochs=2).query('yours=="✓"').epochs)=={1,2}
+
+def test_the_best_idea_comes_first(ideas):
+    row = dict(who='you', training=.9, epochs=1, parameters=1, macs=1, seconds=1.,
+               images=len(play_learner(tiny).dls.train.x))
+    rows = [dict(row, idea=str(a), accuracy=a) for a in ([.5,.7], [.9], [.55], [.8,.9,.94])]
+    ideas.write_text(''.join(json.dumps(o)+'\n' for o in rows))
+    board = play_board()
+    assert list(board.idea)==['[0.9]', '[0.8, 0.9, 0.94]', '[0.5, 0.7]', '[0.55]']
+    assert list(board.index)==[1,2,3,4]
+
+def test_the_sample_and_all_images_have_boards_apart(ideas):
+    play_tiny('one')
+    [row] = rows_of(ideas)
+    ideas.write_text(json.dumps(dict(row, images=3000)))
+    assert len(play_board())==0
+
+def test_a_file_elsewhere(ideas, tmp_path):
+    (tmp_path/'far').mkdir()
+    board = play_tiny('one', file=tmp_path/'far'/'mine.jsonl')
+    assert list(board.idea)==['one'] and not ideas.exists()
+    assert play_board('far/mine.jsonl').equals(board) and len(play_board())==0
+
+def test_mistakes_are_refused_before_a_training(ideas, capsys):
+    with pytest.raises(TypeError, match='got a Sequential; pass its class, or lambda'):
+        play_tiny('one', model=tiny())
+    with pytest.raises(TypeError, match='name must be a string.*model=...'): play(tiny)
+    with pytest.raises(FileNotFoundError): play_tiny('one', file='missing/play.jsonl')
+    assert 'accuracy' not in capsys.readouterr().out and len(play_board())==0
+
+def test_a_training_that_is_stopped_leaves_no_row(ideas):
+    with pytest.raises(KeyboardInterrupt):
+        play_tiny('one', cbs=Raises('after_batch', KeyboardInterrupt()))
+    assert len(play_board())==0
+    assert list(play_tiny('two').idea)==['two']
+
+def test_a_name_of_two_lines_and_a_model_that_diverges(ideas):
+    with pytest.warns(UserWarning, match='(?i)nan|finite'):
+        board = play_tiny('one\ntwo', opt_func=torch.optim.SGD, lr=1e30)
+    assert list(board.idea)==['one\ntwo'] and len(rows_of(ideas))==1
+
+def test_the_playground_never_reads_test_images(ideas):
+    splits = fashion_tensors(device='cpu')
+    def keys(x): return {o.numpy().tobytes() for o in x.cpu()}
+    dls = play_learner(tiny).dls
+    train,held = keys(dls.train.x),keys(dls.valid.x)
+    assert train|held <= keys(splits['train'][0]) and not train & held
+    assert not (train|held) & keys(splits['test'][0])
+
+def test_ideas_of_every_kind(ideas):
+    loss = partial(F.cross_entropy, label_smoothing=.1)
+    cbs = [AltFlipCB(), CutMixCB(per_image=True)]
+    [row] = play_tiny('all', opt_func=Muon, lr=.1, loss_func=loss, tfm=RandErase(), cbs=cbs,
+                      seeds=2).to_dict('records')
+    assert row['seeds']==2
+
+def test_a_seed_repeats_its_training(ideas):
+    a,b,c = [play_tiny(o, epochs=e) for o,e in (('a',1), ('b',1), ('c',2))]
+    rows = {o['idea']: o for o in rows_of(ideas)}
+    assert rows['a']['accuracy']==rows['b']['accuracy']
+    assert rows['a']['training']<rows['c']['training']
