@@ -6,7 +6,12 @@ from .resnet import Summary
 import torch
 import torch.nn.functional as F
 
-__all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'Callback', 'run_cbs', 'sort_cbs', 'with_cbs', 'Learner', 'TrainCB', 'TrainLearner', 'MomentumLearner', 'DeviceCB', 'SingleBatchCB', 'keep_for', 'no_trace', 'Metric', 'Accuracy', 'AvgMetric', 'format_row', 'print_row', 'MetricsCB', 'ProgressCB', 'plot_history', 'LRFinderCB', 'LRFind']
+__all__ = ['Callback', 'CancelFitException', 'CancelEpochException', 'CancelBatchException', 'run_cbs', 'sort_cbs', 'with_cbs', 'Learner', 'TrainCB', 'TrainLearner', 'MomentumLearner', 'DeviceCB', 'SingleBatchCB', 'keep_for', 'no_trace', 'Metric', 'Accuracy', 'AvgMetric', 'format_row', 'print_row', 'MetricsCB', 'ProgressCB', 'plot_history', 'LRFinderCB', 'LRFind']
+
+class Callback():
+    'Base class of callbacks: methods named after events, each called with the learner'
+    order: Any
+    skip_dry_run: Any
 
 class CancelFitException(Exception):
     'Ends the fit; `after_cancel_fit` replaces `after_fit`'
@@ -16,11 +21,6 @@ class CancelEpochException(Exception):
 
 class CancelBatchException(Exception):
     'Ends a batch; `after_cancel_batch` replaces `after_batch`'
-
-class Callback():
-    'Base class of callbacks: methods named after events, each called with the learner'
-    order: Any
-    skip_dry_run: Any
 
 def run_cbs(cbs, method_nm, learn=None):
     'Call `method_nm` of each callback that has it, by `order`; a cleanup in reverse'
