@@ -1,10 +1,10 @@
 """Speed, measured: what a training loop costs, how fast each way of loading is, and how long the lesson's models take
 
     make bench                            all of it, about half an hour on two cores; or one part:
-    python benchmarks/bench.py loops      a step of six libraries against a bare loop, at about 0.4, 1 and 10 ms a step
+    python benchmarks/bench.py loops      a step of six libraries against a bare loop, at about 0.4, 1 and 10 ms a step, by
+                                          the processor's clock, in twenty short rounds
     python benchmarks/bench.py loading    images per second of each way of loading
-    python benchmarks/bench.py models     seconds an epoch of resnet, model4 and wide, the lesson's way and ours, on a
-                                          GPU if there is one
+    python benchmarks/bench.py models     seconds of six recipes, the lesson's way and ours, on a GPU if there is one
     python benchmarks/bench.py imports    seconds and memory of an import
     python benchmarks/bench.py classify   one image by learn.classify, against the model alone
     python benchmarks/bench.py targets    the fastest way to .917, .922, .927 and .942, from results/
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn, optim
 import classify as classify_one, overhead
+from miniai import accel, recipes
 from miniai.accel import keep_freed_memory
 from miniai.core import def_device
 from miniai.datasets import DataLoaders, fashion_mnist, fashion_tensors, tensor_images
@@ -122,10 +123,19 @@ packages = dict(bare='torch', miniai='torch', fastai='fastai', lightning='lightn
                 ignite='pytorch-ignite', keras='keras')
 
 def timed(f, nh, batches):
+    "Seconds by the processor's clock, which stands still while other processes have the core"
     model = overhead.get_model(nh)
-    start = time.perf_counter()
+    start = time.process_time()
     loss = quietly(f, model, batches)
-    return time.perf_counter()-start, loss
+    return time.process_time()-start, loss
+
+def step_ms(f, nh, batch, n):
+    """Milliseconds of a step, and the loss
+
+    The difference of two trainings is the steps alone, without what starting and ending a fit costs."""
+    short,_ = timed(f, nh, [batch]*n)
+    long,loss = timed(f, nh, [batch]*(2*n))
+    return (long-short)/n*1e3, loss
 
 def contestants():
     for nm,pkg in packages.items():
@@ -135,27 +145,37 @@ def contestants():
             continue
         yield nm,globals()[nm]
 
-def loops(rounds=5, seconds=1.):
+def loops_of_size(fs, nh, bs, rounds, seconds):
+    "Milliseconds of a step of each library, in rounds, and its loss"
+    gen = torch.Generator().manual_seed(0)
+    batch = torch.randn(bs, 100, generator=gen),torch.randint(10, (bs,), generator=gen)
+    bare_seconds,_ = timed(bare, nh, [batch]*50)
+    n = max(20, round(seconds*50/bare_seconds))
+    times = {nm: [] for nm in fs}
+    losses = {}
+    for i in range(rounds+1):
+        names = list(fs) if i%2 else list(fs)[::-1]
+        for nm in names:
+            ms,losses[nm] = step_ms(fs[nm], nh, batch, n)
+            if i: times[nm].append(ms)  # the first round warms up
+    for nm,loss in losses.items():
+        same = nm=='fastai' or abs(loss-losses['bare'])<1e-3
+        assert same, f'{nm} computes something else'
+    return times
+
+def loops(rounds=20, seconds=.15):
     torch.set_num_threads(1)
     keep_freed_memory() # handing it back at each step can cost more than a library does
-    fs,rows = dict(contestants()),[]
+    fs = dict(contestants())
+    rows = []
     for nh,bs in (64,128),(256,128),(512,448):
-        gen = torch.Generator().manual_seed(0)
-        batch = torch.randn(bs, 100, generator=gen),torch.randint(10, (bs,), generator=gen)
-        n = max(20, round(seconds*50/timed(bare, nh, [batch]*50)[0]))
-        times,losses = {nm: [] for nm in fs},{}
-        for r in range(rounds+1):
-            for nm,f in fs.items():
-                # two lengths: their difference is the steps alone, without what starting and ending a fit costs
-                (short,_),(long,losses[nm]) = timed(f, nh, [batch]*n),timed(f, nh, [batch]*(2*n))
-                if r: times[nm].append((long-short)/n*1e3)
-        for nm,loss in losses.items():
-            if nm!='fastai': assert abs(loss-losses['bare'])<1e-3, f'{nm} computes something else'
+        times = loops_of_size(fs, nh, bs, rounds, seconds)
+        base = statistics.median(times['bare'])
         for nm in fs:
             ratio,middle = spread([a/b for a,b in zip(times[nm], times['bare'])])
-            mine,base = (statistics.median(times[k]) for k in (nm,'bare'))
+            extra = statistics.median(times[nm])-base
             rows.append(dict(step_ms=round(base, 2), library=nm, times_bare=ratio, middle=middle,
-                             extra_us=round(1e3*(mine-base))))
+                             extra_us=round(1e3*extra)))
             print(rows[-1], flush=True)
     versions = {nm: importlib.metadata.version(pkg) for nm,pkg in packages.items() if nm in fs}
     df = save('loops', rows, versions=versions)
@@ -195,38 +215,51 @@ def loading(rounds=5):
 
 # ---- models: each measurement in a process of its own, for the lesson's does not keep freed memory
 
-def one_model(name, way, steps=8):
-    from miniai.recipes import get_recipe, models, recipe_learner
-    r,n = get_recipe(name),1024*steps
-    if way=='ours':
-        keep_freed_memory()
-        splits = {k: tuple(t[:n] for t in v) for k,v in fashion_tensors(device=def_device).items()}
-        learn = recipe_learner(r, splits)
-    else:
-        dd = fashion_mnist()
-        dd['train'],dd['test'] = dd['train'].select(range(n)),dd['test'].select(range(64))
-        dls = DataLoaders.from_dd(dd.with_transform(tensor_images), 1024, num_workers=2)
-        learn = TrainLearner(models[r.model](), dls, F.cross_entropy, r.lr, [DeviceCB(), MetricsCB(Accuracy())],
-                             optim.AdamW)
+def lesson_learner(r, n):
+    "In float32, channels first, with loader workers"
+    dd = fashion_mnist()
+    dd['train'] = dd['train'].select(range(n))
+    dd['test'] = dd['test'].select(range(64))
+    dls = DataLoaders.from_dd(dd.with_transform(tensor_images), r.batch_size, num_workers=2)
+    cbs = [DeviceCB(), MetricsCB(Accuracy())]
+    return TrainLearner(recipes.models[r.model](), dls, F.cross_entropy, r.lr, cbs, optim.AdamW)
+
+def our_learner(r, n):
+    keep_freed_memory()
+    splits = fashion_tensors(device=def_device)
+    return recipes.recipe_learner(r, {k: (x[:n],y[:n]) for k,(x,y) in splits.items()})
+
+def one_model(name, way):
+    "Print the seconds of an epoch, from one of a few thousand images"
+    r = recipes.get_recipe(name)
+    n = 2048 if name=='record5' else 4096
+    learn = lesson_learner(r, n) if way=='lesson' else our_learner(r, n)
     learn.logger = lambda row: None
     learn.fit(1, valid=False)
     learn.fit(2, valid=False)
-    print(min(o['train_seconds'] for o in learn.history[1:])/n*60_000)
+    seconds = min(o['train_seconds'] for o in learn.history[1:])
+    print(seconds/n*60_000)
 
 def models(rounds=3):
-    rows,where = [],'' if def_device=='cpu' else f'_{def_device}'
-    for nm in 'resnet','model4','wide':
+    where = '' if def_device=='cpu' else f'_{def_device}'
+    rows = []
+    for nm in 'conv','resnet','model4','wide','fast942','record5':
         times = {'lesson': [], 'ours': []}
         for _ in range(rounds):
             for way in times:
                 cmd = [sys.executable, __file__, 'one_model', nm, way]
                 res = subprocess.run(cmd, capture_output=True, text=True, check=True)
                 times[way].append(float(res.stdout.split()[-1]))
-        les,our = (statistics.median(times[way]) for way in times)
-        rows.append(dict(model=nm, lesson_s_an_epoch=round(les, 1), ours_s_an_epoch=round(our, 1),
-                         times_faster=round(les/our, 2), ratios=[round(a/b, 2) for a,b in zip(*times.values())]))
+        lesson,ours = (statistics.median(o) for o in times.values())
+        epochs = recipes.recipes[nm].epochs
+        ratios = [round(a/b, 2) for a,b in zip(*times.values())]
+        rows.append(dict(
+            recipe=nm, epochs=epochs, lesson_s_an_epoch=round(lesson, 1),
+            ours_s_an_epoch=round(ours, 1), lesson_s=round(epochs*lesson), ours_s=round(epochs*ours),
+            times_faster=round(lesson/ours, 2), ratios=ratios))
         print(rows[-1], flush=True)
-    save('models'+where, rows)
+    amp = accel.amp_dtype()
+    save('models'+where, rows, bf16_gain=round(accel.bf16_gain(), 2), amp=str(amp))
 
 # ---- imports
 

@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from statistics import mean, stdev
 from torch import nn
-from .accel import MixedPrecision, fast_layers, keep_freed_memory
+from .accel import MixedPrecision, amp_dtype, fast_layers, keep_freed_memory
 from .augment import box_mask, flip_views, random_corners, random_integers, tfm_batch
 from .core import call_with, def_device, map_batch, set_seed, tensors
 from .datasets import DataLoaders, class_names, fashion_tensors, hold_out, pixel_stats
@@ -44,10 +44,13 @@ poolnet = partial(get_model, nfs=(16,64,128,256), block=pool_block, stem=conv, p
                   act=nn.GELU)
 
 # %% ../nbs/18_challenge.ipynb #c12muon7
-def orthogonalize(g):
-    "The matrix `g` with all its singular values near 1, by Newton-Schulz iteration in bfloat16"
-    if len(g)>g.shape[1]: return orthogonalize(g.T).T
-    x = g.bfloat16()/g.norm().clamp_min(1e-7)
+def orthogonalize(
+    g,
+    dtype=torch.bfloat16 # What the products are computed in
+):
+    "The matrix `g` with all its singular values near 1, by Newton-Schulz iteration"
+    if len(g)>g.shape[1]: return orthogonalize(g.T, dtype).T
+    x = (g/g.norm().clamp_min(1e-7)).to(dtype)
     for _ in range(5):
         a = x@x.T
         b = torch.addmm(a, a, a, beta=-4.775, alpha=2.0315)
@@ -56,22 +59,30 @@ def orthogonalize(g):
 
 class Muon(torch.optim.Optimizer):
     "Momentum, with orthogonal steps for the weights of convolutions, which keep their scale"
-    def __init__(self, params, lr=.1, momentum=.6):
-        super().__init__(params, dict(lr=lr, momentum=momentum))
+    def __init__(self,
+        params,
+        lr=.1,
+        momentum=.6,
+        dtype=None # What the products are computed in; None asks `amp_dtype`
+    ):
+        super().__init__(params, dict(lr=lr, momentum=momentum, dtype=dtype))
+        for group in self.param_groups:
+            device = group['params'][0].device
+            group['dtype'] = dtype or amp_dtype(device) or torch.float32
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             for p in group['params']:
-                if p.grad is not None: self._update(p, group['lr'], group['momentum'])
+                if p.grad is not None: self._update(p, **group)
 
-    def _update(self, p, lr, momentum):
+    def _update(self, p, lr, momentum, dtype=torch.bfloat16, **_):
         avg = momentum*self.state[p].get('avg', 0) + p.grad
         self.state[p]['avg'] = avg
         step = p.grad.add(avg, alpha=momentum)  # Nesterov's
         if p.ndim==4:
             p.mul_(len(p)**.5/p.norm().clamp_min(1e-7))  # back to a norm that depends on nf alone
-            step = orthogonalize(step.flatten(1)).view_as(p)
+            step = orthogonalize(step.flatten(1), dtype).view_as(p)
         p.sub_(step, alpha=lr)
 
 # %% ../nbs/18_challenge.ipynb #2e994bd7

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['timm_resnets', 'models', 'batch_tfms', 'recipes', 'timm_model', 'Recipe', 'get_recipe', 'EnsembleModel',
-           'recipe_learner', 'train_or_load', 'load_model', 'load_results', 'results_table', 'main']
+           'recipe_learner', 'train_or_load', 'load_model', 'load_results', 'training_macs', 'results_table', 'main']
 
 # %% ../nbs/19_recipes.ipynb #6aee417e
 import hashlib, json, os, sys, time
@@ -28,7 +28,7 @@ from .augment import model2, model3, model4, wide
 from .predict import plot_mistakes
 from .checkpoint import CheckpointCB, atomic, digest
 from .checkpoint import load_safely, rank_distrib, save_safely
-from .accel import AccelerateCB, MixedPrecision, amp_dtype, fast_layers, keep_freed_memory
+from .accel import AccelerateCB, MixedPrecision, fast_layers, keep_freed_memory
 from .challenge import AltFlipCB, Muon, poolnet, shift_views
 
 # %% ../nbs/19_recipes.ipynb #5ad94a75
@@ -194,12 +194,6 @@ def _get_splits(data, device):
 # %% ../nbs/19_recipes.ipynb #c1b00023
 def _n_processes(): return int(os.environ.get('WORLD_SIZE', 1))
 
-def _completed(r, splits, device):
-    "The recipe with the digest of the data, and with the half precision that `auto` stands for"
-    names = {dtype: nm for nm,dtype in _amps.items()}
-    fast = names[amp_dtype(device) or torch.float32]
-    return r._replace(amp=fast if r.amp=='auto' else r.amp, data=digest(splits))
-
 @fc.delegates(get_recipe)
 def train_or_load(
     recipe:str='conv', # Name of a recipe; an unknown one lists them all
@@ -213,7 +207,7 @@ def train_or_load(
     device = device or def_device
     r = get_recipe(recipe, **kwargs)
     splits,source = _get_splits(data, device)
-    r = _completed(r, splits, device)
+    r = r._replace(data=digest(splits))
     if r.valid: splits = hold_out(splits, r.valid)
     cbs = [ProgressCB()]
     if _n_processes()>1: cbs.append(AccelerateCB(cpu=device=='cpu'))
@@ -242,7 +236,7 @@ def _train_run(learn, members, restart):
     run = learn.run
     commit = _commit()  # before the training: files may change during it
     run.mkdir(parents=True, exist_ok=True)  # now, in case that it cannot be written
-    print(f'Training {run.name}, amp {r.amp}.', flush=True)
+    print(f'Training {run.name}.', flush=True)
     keep_freed_memory()
     if members: _measure_ensemble(learn, members)
     else: learn.fit(r.epochs, cbs=CheckpointCB(run/'checkpoint.pt', restart, **r._asdict()))
@@ -260,9 +254,16 @@ def _measure_ensemble(learn, members):
 
 # %% ../nbs/19_recipes.ipynb #c1b00004
 _full = '90fb00bb668ec4c4' # Digest of the full data
+_n_train = 60_000 # Its training images
 _keys = ('recipe model seed epochs accuracy tta_accuracy loss train_accuracy seconds '
-         'device threads amp torch date commit data').split()
+         'device threads amp torch date commit parameters macs data').split()
 _changed = ['lr','batch_size','valid','images'] # In a line where a run differs from its recipe
+
+def _used_amp(learn):
+    "The half precision of a learner, by its name"
+    half = next(cb.half for cb in learn.cbs if isinstance(cb, MixedPrecision))
+    names = {dtype: nm for nm,dtype in _amps.items()}
+    return names[half or torch.float32]
 
 def _result(learn, tta_accuracy, commit):
     "A run's line of results"
@@ -271,11 +272,13 @@ def _result(learn, tta_accuracy, commit):
     if _n_processes()>1: device += f' x{_n_processes()}'
     row = {k: round(v, 5) for k,v in learn.history[-1].items()}
     seconds = sum(o['train_seconds'] for o in learn.history)
+    summary = learn.summary()
     line = learn.recipe._asdict() | dict(
         accuracy=row['valid_accuracy'], tta_accuracy=tta_accuracy, loss=row['valid_loss'],
         train_accuracy=row['train_accuracy'], seconds=round(seconds, 1), device=device,
-        threads=torch.get_num_threads(), torch=str(torch.__version__),
-        date=time.strftime('%Y-%m-%d'), commit=commit, images=len(x))
+        threads=torch.get_num_threads(), amp=_used_amp(learn), torch=str(torch.__version__),
+        date=time.strftime('%Y-%m-%d'), commit=commit, images=len(x),
+        parameters=summary.params, macs=summary.macs)
     usual = recipes[line['recipe']]
     changed = [k for k in ('lr','batch_size','valid') if line[k]!=getattr(usual, k)]
     if line['data']!=_full: changed.append('images')
@@ -365,26 +368,43 @@ def load_results(
     own = (df.model==usual) & df[_changed].isna().all(axis=1)
     return df[own]
 
+def training_macs(
+    results # As `load_results` gives them
+)->pd.Series:
+    "Multiply-accumulates of each training: the forward ones, and twice as many backward"
+    images = results.images.fillna(_n_train-results.valid.fillna(0))
+    return 3*results.macs*images*results.epochs
+
 def _stat(vals):
     "Mean, and standard deviation if there are several"
     if vals.isna().any(): return ''
     text = f'{vals.mean():.4f}'
-    return text if len(vals)==1 else f'{text} ± {vals.std():.4f}'
+    return f'{text} (one run)' if len(vals)==1 else f'{text} ± {vals.std():.4f}'
+
+def _count(n, unit, digits=1):
+    "A large number, counted in a unit"
+    return '' if pd.isna(n) else f'{n/unit:,.{digits}f}'
 
 def results_table(
     results, # As `load_results` gives them
     names=None # Recipes to show, in this order; all that ran by default
 )->pd.DataFrame: # A row for each recipe, and for each way that it ran
     "Summarize results over seeds: mean ± standard deviation"
-    extra = [k for k in _changed if k in results and results[k].notna().any()]
+    results = results.reindex(columns=[*_keys, *_changed])
+    results['training'] = training_macs(results)
+    extra = [k for k in _changed if results[k].notna().any()]
     by = ['recipe','model','epochs','device','amp', *extra]
     rows = []
     for key,runs in results.groupby(by, sort=False, dropna=False):
+        first = runs.iloc[0]
         row = dict(zip(by, key)) | dict(
             accuracy=_stat(runs.accuracy), TTA=_stat(runs.tta_accuracy),
             seeds=len(runs), seconds=round(runs.seconds.mean()))
-        rows.append(row | dict(lesson=_lesson(row)))
-    columns = 'model epochs accuracy TTA seeds lesson seconds device amp'.split() + extra
+        row |= {'lesson': _lesson(row), 'M params': _count(first.parameters, 1e6, 2),
+                'M MACs': _count(first.macs, 1e6), 'T MACs': _count(first.training, 1e12)}
+        rows.append(row)
+    columns = ['model','M params','M MACs','epochs','T MACs','accuracy','TTA',
+               'seeds','lesson','seconds','device','amp', *extra]
     df = pd.DataFrame(rows, columns=['recipe', *columns], dtype=object).set_index('recipe')
     if names is not None: df = df.loc[[nm for nm in names if nm in df.index]]
     return df.fillna('').rename_axis(index=None, columns='recipe')

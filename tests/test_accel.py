@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from torch import nn, optim
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+import miniai.accel
 from conftest import EVENTS, At, Raises, toy, toy_dls, toy_model
 from miniai.accel import *
 from miniai.activations import ActivationStats
@@ -143,22 +144,23 @@ def test_fast_layers_in_half_precision():
 
 # ---- amp_dtype
 
-@pytest.mark.parametrize('caps,want', [
-    ({}, None), ({'avx512_f': True, 'avx512_bf16': False}, None),
-    ({'avx512_bf16': True}, BF16), ({'amx_bf16': True}, BF16), ({'bf16': True}, BF16)])
-def test_half_precision_where_the_processor_has_it(monkeypatch, caps, want):
-    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: caps, raising=False)
+@pytest.mark.parametrize('gain,want', [(.6, None), (1.4, None), (1.5, BF16), (4., BF16)])
+def test_half_precision_where_it_is_much_faster(monkeypatch, gain, want):
+    monkeypatch.setattr(miniai.accel, 'bf16_gain', lambda: gain)
     assert amp_dtype('cpu') is want and amp_dtype('mps') is None
+
+def test_the_gain_is_measured_once_and_draws_no_numbers():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    gain = bf16_gain()
+    assert gain>0 and gain==bf16_gain()
+    assert torch.equal(torch.get_rng_state(), state)
 
 def test_half_precision_of_gpus(monkeypatch):
     for has,want in (True,BF16),(False,FP16):
         def query(including_emulation): return has and not including_emulation
         monkeypatch.setattr(torch.cuda, 'is_bf16_supported', query)
         assert amp_dtype('cuda:1') is want
-
-def test_an_older_torch_is_not_guessed_at(monkeypatch):
-    monkeypatch.delattr(torch.cpu, 'get_capabilities', raising=False)
-    assert amp_dtype('cpu') is None
 
 # ---- MixedPrecision
 
@@ -203,11 +205,11 @@ def test_autocast_ends_with_the_batch(event, exc, order):
 def test_without_half_precision_nothing_changes(kind, monkeypatch):
     want = weights(fit(make(kind)))
     assert same(want, weights(fit(make(kind, [MixedPrecision(dtype=torch.float32)]))))
-    monkeypatch.setattr(torch.cpu, 'get_capabilities', dict, raising=False)
+    monkeypatch.setattr(miniai.accel, 'bf16_gain', lambda: .5)
     assert same(want, weights(fit(make(kind, [MixedPrecision()]))))
 
 def test_the_default_asks_the_processor(monkeypatch):
-    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'bf16': True}, raising=False)
+    monkeypatch.setattr(miniai.accel, 'bf16_gain', lambda: 4.)
     def dtype(learn): return torch.is_autocast_enabled('cpu'), torch.get_autocast_dtype('cpu')
     seen = See('after_predict', dtype)
     fit(make(cbs=[MixedPrecision(), seen]), 1)
@@ -269,6 +271,20 @@ def test_half_precision_by_name():
 @pytest.mark.parametrize('dtype', ['half', torch.float64, True])
 def test_half_precision_that_there_is_not(dtype):
     with pytest.raises(ValueError, match='dtype must be one of'): MixedPrecision(dtype)
+
+def test_a_fit_that_goes_on_keeps_its_precision(tmp_path, monkeypatch):
+    "Here it began with half precision, and a later process finds it slow"
+    def learner(path): return make(cbs=[MixedPrecision(), CheckpointCB(path)])
+    monkeypatch.setattr(miniai.accel, 'bf16_gain', lambda: 4.)
+    whole = fit(learner(tmp_path/'whole.pt'))
+    stopped = learner(tmp_path/'stopped.pt')
+    with pytest.raises(ZeroDivisionError):
+        fit(stopped, cbs=[Raises('before_epoch', ZeroDivisionError(), at=2)])
+    monkeypatch.setattr(miniai.accel, 'bf16_gain', lambda: .5)
+    resumed = fit(learner(tmp_path/'stopped.pt'))
+    assert same(weights(whole), weights(resumed))
+    other = fit(learner(tmp_path/'other.pt'))
+    assert not same(weights(whole), weights(other))
 
 def test_the_scaler_goes_on(tmp_path):
     def make_fp16(f): return make(cbs=[MixedPrecision(FP16), CheckpointCB(tmp_path/f), Spoil()])

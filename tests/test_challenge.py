@@ -64,19 +64,20 @@ def test_orthogonalize(shape):
     torch.testing.assert_close(orthogonalize(1e4*g), o, rtol=0, atol=.05)
     assert torch.equal(orthogonalize(torch.zeros(shape)), torch.zeros(shape))
 
-def test_muon_steps_by_its_definition():
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_muon_steps_by_its_definition(dtype):
     gen = torch.Generator().manual_seed(0)
     conv = nn.Parameter(torch.randn((4,3,3,3), generator=gen))
     bias = nn.Parameter(torch.randn((4,), generator=gen))
     w,b,avgs = conv.detach().clone(),bias.detach().clone(),[0,0]
-    opt = Muon([conv,bias], lr=.1, momentum=.6)
+    opt = Muon([conv,bias], lr=.1, momentum=.6, dtype=dtype)
     for _ in range(3):
         grads = [torch.randn(p.shape, generator=gen) for p in (conv,bias)]
         conv.grad,bias.grad = grads
         opt.step()
         avgs = [.6*a+g for a,g in zip(avgs, grads)]
         dw,db = (g+.6*a for g,a in zip(grads, avgs))  # Nesterov's
-        w = w*2/w.norm() - .1*orthogonalize(dw.flatten(1)).view(4,3,3,3)
+        w = w*2/w.norm() - .1*orthogonalize(dw.flatten(1), dtype).view(4,3,3,3)
         b = b-.1*db
         torch.testing.assert_close(conv.data, w)
         torch.testing.assert_close(bias.data, b)
