@@ -35,7 +35,7 @@ def keep_freed_memory():
 # %% ../nbs/17_accel.ipynb #a16amp00
 @cache
 def bf16_gain():
-    "How many times as fast in bfloat16 as in float32 a product of matrices is on this CPU"
+    "Measure how many times as fast a matrix product is in bfloat16 as in float32 on this CPU"
     seconds = {torch.float32: [], torch.bfloat16: []}
     for _ in range(6):
         for dtype,times in seconds.items():
@@ -46,7 +46,7 @@ def bf16_gain():
     return min(seconds[torch.float32])/min(seconds[torch.bfloat16])
 
 def amp_dtype(device=None)->torch.dtype|None:
-    "The half precision in which `device` is much faster; None if it has none"
+    "Return the half precision in which `device` is much faster, or None"
     kind = torch.device(device or def_device).type
     if kind=='cuda':
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -63,10 +63,10 @@ def _add_step(learn):
 _dtypes = dict(no=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 class MixedPrecision(Callback):
-    "Computes predictions and loss in half precision, everything else in float32"
+    "Compute predictions and loss in half precision, everything else in float32"
     order = DeviceCB.order+10
     def __init__(self,
-        dtype=None, # Or `bf16`, `fp16`; `no` switches it off; None asks `amp_dtype`
+        dtype=None, # Or `bf16`, `fp16`; `no` switches it off; None takes `amp_dtype`
         n_inp=1 # How many items of a batch are inputs; the learner asks for it
     ):
         self.dtype = _dtypes.get(dtype, dtype)
@@ -110,11 +110,11 @@ class MixedPrecision(Callback):
 
     def cleanup_batch(self, learn):
         learn.amp.close()
-        torch.clear_autocast_cache()  # inside another batch, its end would come too late
+        torch.clear_autocast_cache()  # before the end of an outer autocast
 
     def state_dict(self): return dict(half=self.half, scaler=self.scaler.state_dict())
     def load_state_dict(self, state):
-        if self.dtype is None:  # not as measured today, but as the fit began
+        if self.dtype is None:  # keep the precision that the fit started with
             self.dtype = state['half']
             self.half = self.dtype
             self.scaler.__init__(self.device, enabled=self.half==torch.float16)
@@ -122,7 +122,7 @@ class MixedPrecision(Callback):
 
 # %% ../nbs/17_accel.ipynb #a16fast5
 class PatchConv2d(nn.Conv2d):
-    "A convolution, computed as a product of matrices where images have at most 4×4 pixels"
+    "A convolution, computed as a matrix product for images of at most 4×4 pixels"
     def forward(self, x):
         if max(x.shape[2:])>4: return super().forward(x)
         dtype = x.dtype
@@ -143,7 +143,7 @@ class PatchConv2d(nn.Conv2d):
 
 # %% ../nbs/17_accel.ipynb #a16fasta
 class NarrowNorm2d(nn.BatchNorm2d):
-    "Batch norm of few channels, which is faster with channels first"
+    "Batch norm for few channels, computed with channels first, which is faster"
     def forward(self, x):
         out = super().forward(x.contiguous())
         return out.contiguous(memory_format=torch.channels_last)
@@ -162,13 +162,13 @@ def fast_layers(model):
 
 # %% ../nbs/17_accel.ipynb #a16acc03
 def _take_grads(model):
-    "Take the gradients out of the model, by parameter"
+    "Remove and return the gradients of the model, by parameter"
     grads = {p: p.grad for p in model.parameters() if p.grad is not None}
     model.zero_grad()
     return grads
 
 class AccumCB(Callback):
-    "Steps once in `k` batches, as if they were one, and at the end of an epoch"
+    "Step once in `k` batches, as if they were one, and at the end of an epoch"
     order = MixedPrecision.order+1
     skip_dry_run = True
     def __init__(self, k):
@@ -196,7 +196,7 @@ class AccumCB(Callback):
         ends = learn.iter+1==length_hint(learn.dl)
         if self.n_batches==self.k or ends: self._end_group()
     def after_epoch(self, learn):
-        "Step once more with what is left, such as of a stream whose length is unknown"
+        "Step once more with the rest, such as for a stream of unknown length"
         if self.n_batches==0: return
         self._end_group()
         later = [cb for cb in learn.cbs if cb.order>self.order]  # such as ClipCB and EMACB
@@ -208,7 +208,7 @@ class AccumCB(Callback):
 
 # %% ../nbs/17_accel.ipynb #a16clip1
 class ClipCB(Callback):
-    "Shrinks the gradients of each step to a norm of `max_norm`; `norm` is what it was"
+    "Clip the gradients of each step to a norm of `max_norm`; `norm` is the norm before"
     order = AccumCB.order+1
     def __init__(self, max_norm=1.): self.max_norm = max_norm
     def after_backward(self, learn):
@@ -217,7 +217,7 @@ class ClipCB(Callback):
 
 # %% ../nbs/17_accel.ipynb #a16ema01
 class EMACB(Callback):
-    "Validates with a moving average of the weights, and ends the fit with it"
+    "Validate with a moving average of the weights, and end the fit with it"
     order = MixedPrecision.order+10
     skip_dry_run = True
     raw = None
@@ -242,34 +242,34 @@ class EMACB(Callback):
 
 # %% ../nbs/17_accel.ipynb #a16acl06
 def _share_random_state(dls):
-    "Take over the random state of the first process"
+    "Copy the random state of the first process"
     state = [random_state(dls)]
     torch.distributed.broadcast_object_list(state)
     set_random_state(state[0], dls)
 
 # %% ../nbs/17_accel.ipynb #a16acl02
 def _sampler(dl):
-    "The sampler of a loader, or of its batch sampler"
+    "Return the sampler of a loader, or of its batch sampler"
     inner = getattr(getattr(dl, 'batch_sampler', None), 'sampler', None)
     return getattr(dl, 'sampler', None) if inner is None else inner
 
 def _is_shard(dl):
     "Does this loader give each process its own part of the data?"
     from accelerate.data_loader import DataLoaderStateMixin
-    if isinstance(dl, DataLoaderStateMixin): return True  # what `prepare` returns
+    if isinstance(dl, DataLoaderStateMixin): return True  # from `prepare`
     return hasattr(_sampler(dl), 'num_replicas')  # a DistributedSampler
 
 def _means(cb):
-    "The loss and the metrics of `cb` that must be told to add up over processes"
+    "List the loss and the metrics of `cb` that must be summed over processes"
     metrics = [cb.loss, *cb.metrics.values()]
     for m in metrics:
-        if not hasattr(m, 'sync'):  # those of torchmetrics do it by themselves
+        if not hasattr(m, 'sync'):  # metrics of torchmetrics do it themselves
             raise TypeError(f'A metric must have sync, to add up over processes, got {m}; '
                             'derive it from Metric, or pass one of torchmetrics.')
     return [m for m in metrics if isinstance(m, Metric)]
 
 class AccelerateCB(Callback):
-    "Trains in several processes, each on its part of every batch"
+    "Train in several processes, each on its part of every batch"
     order = DeviceCB.order-10
     ddp = None
     def __init__(self,
@@ -278,7 +278,7 @@ class AccelerateCB(Callback):
         **kwargs # For Hugging Face's `Accelerator`
     ):
         from accelerate import Accelerator
-        if def_device=='cpu': kwargs.setdefault('cpu', True)  # or it joins no group
+        if def_device=='cpu': kwargs.setdefault('cpu', True)  # otherwise it joins no group
         self.acc = Accelerator(mixed_precision='no', **kwargs)
         self.n_inp = n_inp
         self.half = MixedPrecision(mixed_precision)
@@ -321,7 +321,7 @@ class AccelerateCB(Callback):
     after_cancel_epoch = after_epoch
 
     def _alone(self, learn):
-        "Does this process see all items? All must call a model that FSDP splits, to validate too"
+        "Does this process see all items? With FSDP, all processes must validate together"
         if self.n==1 or learn.dry_run: return True
         return hasattr(learn.model, 'unshard') and not (learn.training or _is_shard(learn.dl))
     def _wrap(self, learn):
@@ -337,6 +337,6 @@ class AccelerateCB(Callback):
     def _unwrap(self, learn):
         if learn.model is self.ddp: learn.model = self.plain
     def _add_up(self, numbers):
-        "The sum of each number over all processes"
+        "Return the sum of each number over all processes"
         t = torch.tensor(numbers, dtype=torch.double, device=self.acc.device)
         return self.acc.reduce(t).tolist()

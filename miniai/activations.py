@@ -64,12 +64,12 @@ class HooksCallback(Callback):
         self.names = []
 
     def before_fit(self, learn):
-        if not (learn.does_train or self.on_valid): return  # and keep what was gathered
+        if not (learn.does_train or self.on_valid): return  # and keep the records
         names = {m: f'{nm} {type(m).__name__}'.strip() for nm,m in learn.model.named_modules()}
         mods = list(filter(self.mod_filter, self.mods or names))
         if not mods:
-            warnings.warn(f'{type(self).__name__} watches nothing: mod_filter must match modules '
-                          'of the model, got none; print learn.model to see them.')
+            warnings.warn(f'{type(self).__name__}: mod_filter must match modules of the model, '
+                          'got none; print learn.model to see them.')
         self.names = [names[m] for m in mods]
         self.hooks = Hooks(mods, partial(self._call, learn))
 
@@ -79,9 +79,9 @@ class HooksCallback(Callback):
 
     def cleanup_fit(self, learn): self.hooks.remove()
 
-    # Loops use these, too; with __iter__, L(cbs) would take it for several callbacks
+    # For loops over the hooks; with __iter__, L(cbs) would treat it as several callbacks
     def __len__(self): return len(self.hooks)
-    def __bool__(self): return True  # also without hooks
+    def __bool__(self): return True  # even without hooks
     def __getitem__(self, i): return self.hooks[i]
 
 # %% ../nbs/10_activations.ipynb #a6d1ad59

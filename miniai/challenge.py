@@ -32,7 +32,7 @@ from .sgd import BatchSchedCB, OneCycle
 def _max_pool(): return nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
 
 def pool_block(ni, nf, stride=2, ks=3, act=nn.GELU, norm=nn.BatchNorm2d):
-    "A convolution, max pooling with `stride`, then a `ResBlock` on the smaller grid"
+    "Make a convolution, max pooling with `stride`, then a `ResBlock` on the smaller grid"
     return nn.Sequential(
         nn.Conv2d(ni, nf, ks, padding=ks//2, bias=False),
         nn.MaxPool2d(stride),
@@ -48,7 +48,7 @@ def orthogonalize(
     g,
     dtype=torch.bfloat16 # What the products are computed in
 ):
-    "The matrix `g` with all its singular values near 1, by Newton-Schulz iteration"
+    "Bring all singular values of the matrix `g` near 1, by Newton-Schulz iteration"
     if len(g)>g.shape[1]: return orthogonalize(g.T, dtype).T
     x = (g/g.norm().clamp_min(1e-7)).to(dtype)
     for _ in range(5):
@@ -58,12 +58,12 @@ def orthogonalize(
     return x.to(g.dtype)
 
 class Muon(torch.optim.Optimizer):
-    "Momentum, with orthogonal steps for the weights of convolutions, which keep their scale"
+    "Momentum with orthogonal steps for the weights of convolutions, whose norm stays fixed"
     def __init__(self,
         params,
         lr=.1,
         momentum=.6,
-        dtype=None # What the products are computed in; None asks `amp_dtype`
+        dtype=None # What the products are computed in; None takes `amp_dtype`
     ):
         super().__init__(params, dict(lr=lr, momentum=momentum, dtype=dtype))
         for group in self.param_groups:
@@ -81,7 +81,7 @@ class Muon(torch.optim.Optimizer):
         self.state[p]['avg'] = avg
         step = p.grad.add(avg, alpha=momentum)  # Nesterov's
         if p.ndim==4:
-            p.mul_(len(p)**.5/p.norm().clamp_min(1e-7))  # back to a norm that depends on nf alone
+            p.mul_(len(p)**.5/p.norm().clamp_min(1e-7))  # a fixed norm, which depends only on nf
             step = orthogonalize(step.flatten(1), dtype).view_as(p)
         p.sub_(step, alpha=lr)
 
@@ -147,7 +147,7 @@ class CutMixCB(Callback):
     def before_batch(self, learn):
         if not learn.training: return
         x,idx,own = cutmix(tensors(learn.batch)[0], self.alpha, self.per_image)
-        learn.mix = idx,own  # on the learner: a dry run amid this batch has its own
+        learn.mix = idx,own  # on the learner, so that a dry run has its own
         learn.batch = tfm_batch(learn.batch, lambda _: x)
 
     def after_loss(self, learn):
@@ -246,7 +246,7 @@ def play(
     "Train an idea with several seeds, and show where it stands"
     if not isinstance(name, str):
         raise TypeError(f'name must be a string, got {name!r:.80}; pass a model as model=...')
-    Path(file).touch()  # an error here, not after the trainings
+    Path(file).touch()  # raise an error now, not after the trainings
     keep_freed_memory()
     accs = []
     training = []

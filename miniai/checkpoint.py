@@ -24,7 +24,7 @@ from .sgd import BaseSchedCB
 # %% ../nbs/16_checkpoint.ipynb #307cc0ce
 @contextlib.contextmanager
 def atomic(path):
-    "Give a path to write to, and rename that file to `path` when all went well"
+    "Yield a temporary path to write to, and rename that file to `path` if there is no error"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.part-', dir=path.parent) as folder:
@@ -34,7 +34,7 @@ def atomic(path):
 
 # %% ../nbs/16_checkpoint.ipynb #4705a72c
 def _checksum(content):
-    "The comment at the end of a zip archive: its length, 32 in two bytes, and its text"
+    "Return the comment at the end of a zip archive: its length, 32 in two bytes, and its text"
     return b' \0' + hashlib.sha256(content).digest()
 
 def save_safely(o, path):
@@ -51,7 +51,7 @@ def save_safely(o, path):
     with atomic(path) as f: f.write_bytes(content + _checksum(content))
 
 def load_safely(path):
-    "Load what `save_safely` wrote, to the CPU; refuse what is damaged, foreign or hostile"
+    "Load a file from `save_safely` to the CPU; refuse damaged or foreign files"
     data = Path(path).read_bytes()
     content = data[:-34]
     if data[-34:]!=_checksum(content):
@@ -62,7 +62,7 @@ def load_safely(path):
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00016
 def digest(b)->str:
-    "A short name for the content of all tensors in `b`"
+    "Return a short name for the content of all tensors in `b`"
     h = hashlib.sha256()
     for t in tensors(b):
         h.update(f'{t.dtype}{tuple(t.shape)}'.encode())
@@ -71,31 +71,31 @@ def digest(b)->str:
     return h.hexdigest()[:16]
 
 def differences(saved, now)->str:
-    "Say where the dict `now` differs from `saved`"
+    "Describe where the dict `now` differs from `saved`"
     changed = [k for k in now if saved.get(k)!=now[k]]
     return ', '.join(f'{k} {saved.get(k)} (now {now[k]})' for k in changed)
 
 def rank_distrib()->int:
-    "The number of this process; 0 for the first one, or the only one"
+    "Return the number of this process; 0 for the first one, or the only one"
     return int(os.environ.get('RANK', 0))
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00051
 def _parts(learn):
-    "What a checkpoint keeps: model, optimizer, and the callbacks that have a state"
+    "Return what a checkpoint keeps: model, optimizer, and the callbacks with a state"
     cbs = [cb for cb in learn.cbs if hasattr(cb, 'state_dict')]
-    cbs.sort(key=lambda cb: type(cb).__name__)  # in whatever order they were passed
+    cbs.sort(key=lambda cb: type(cb).__name__)  # so that their order does not matter
     named = {f'{i} {type(cb).__name__}': cb for i,cb in enumerate(cbs)}
     return dict(model=learn.model, optimizer=learn.opt) | named
 
 def _identity(learn):
-    "What must be the same for a fit to go on, besides what the caller names"
+    "Return what must be the same to resume a fit, besides what the caller names"
     groups = learn.opt.param_groups
     names = [k for k,v in groups[0].items() if type(v) in (int,float,tuple)]
     numbers = {k: [g[k] for g in groups] for k in names}
     return numbers
 
 def _schedules(learn):
-    "The numbers of each schedule, which must be the same at its start"
+    "Return the initial numbers of each schedule, which must be the same"
     numbers = {}
     for nm,part in _parts(learn).items():
         if not isinstance(part, BaseSchedCB): continue
@@ -104,13 +104,13 @@ def _schedules(learn):
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00018
 class CheckpointCB(Callback):
-    "Saves each epoch; a fit that finds the file goes on, bit for bit if no workers persist"
+    "Save each epoch; a fit that finds the file resumes, bit for bit without persistent workers"
     order = -1000
     skip_dry_run = True
     def __init__(self,
         path, # The file
-        restart=False, # Start again? The first epoch's end then overwrites an old file
-        **identity # What else must be the same for a fit to go on, such as data=digest(splits)
+        restart=False, # Start again, and overwrite an old file after the first epoch?
+        **identity # What else must be the same to resume, such as data=digest(splits)
     ):
         self.path = Path(path)
         self.restart = restart
@@ -131,7 +131,7 @@ class CheckpointCB(Callback):
     def after_fit(self, learn):
         if not learn.does_train: return
         if self.begun: self._save(learn, learn.n_epochs)
-        else: self._begin(learn)  # all epochs were done before
+        else: self._begin(learn)  # all epochs were already done
 
     def _begin(self, learn):
         self.begun = True
@@ -144,7 +144,7 @@ class CheckpointCB(Callback):
             raise ValueError(f'{self.path} is from a fit with {diff}; '
                              'change that back, or use a different path.')
         print(f"{self.path}: {state['epoch']} of {learn.n_epochs} epochs are done; "
-              'a different path starts again', flush=True)
+              'use a different path to start again', flush=True)
         for nm,o in _parts(learn).items(): o.load_state_dict(state['parts'][nm])
         for nm,p in learn.model.named_parameters():
             p.grad = to_device(state['grads'].get(nm), p.device)
@@ -159,7 +159,7 @@ class CheckpointCB(Callback):
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00030
 def _is_lower_better(learn, col, lower):
-    "What the caller says, or the metric, or else the name"
+    "Decide by the argument, or the metric, or else the name"
     if lower is not None: return lower
     nm = col.partition('_')[2]
     higher = getattr(learn.metrics.metrics.get(nm), 'higher_is_better', None)
@@ -170,7 +170,7 @@ def _is_lower_better(learn, col, lower):
                      'nor its name says; pass lower=True for an error, lower=False for a score.')
 
 class _WatchCB(Callback):
-    "Base class: knows how long ago `col` was best"
+    "Base class that counts the epochs since `col` was best"
     order = ProgressCB.order+1
     skip_dry_run = True
     def __init__(self,
@@ -195,7 +195,7 @@ class _WatchCB(Callback):
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00055
 class SaveBestCB(_WatchCB):
-    "Keeps the weights of the epoch with the best `col`, and loads them when the fit ends"
+    "Keep the weights of the epoch with the best `col`, and restore them when the fit ends"
     best = None
     def after_epoch(self, learn):
         if not learn.epoch_done or self.stale(learn): return
@@ -208,7 +208,7 @@ class SaveBestCB(_WatchCB):
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00054
 class EarlyStopCB(_WatchCB):
-    "Ends the fit when `col` of the history has not improved for `patience` epochs"
+    "End the fit when `col` of the history has not improved for `patience` epochs"
     def __init__(self,
         col='valid_loss', # A column of the history
         patience=3, # How many epochs to wait for a better one
@@ -224,7 +224,7 @@ class EarlyStopCB(_WatchCB):
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00041
 class LogCB(Callback):
-    "Writes each epoch's row of the history to a file or to a logger"
+    "Write each epoch's row of the history to a file or to a logger"
     order = ProgressCB.order+1
     skip_dry_run = True
     def __init__(self,

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 
 # %% ../nbs/00_core.ipynb #5e66a398
 def _as_image(im):
-    "`im` as an array that `imshow` takes: (h,w), or (h,w,c)"
+    "Convert `im` to an array that `imshow` takes: (h,w), or (h,w,c)"
     if isinstance(im, torch.Tensor):
         if im.is_floating_point(): im = im.float()
         im = im.detach().cpu()
@@ -36,7 +36,7 @@ def show_image(
     from matplotlib import rcParams, rcParamsDefault
     if ax is None: ax = subplots(figsize=figsize)[1][0]
     if rcParams['image.cmap']==rcParamsDefault['image.cmap']:
-        kwargs = {'cmap': 'gray'} | kwargs  # nobody chose another one
+        kwargs = {'cmap': 'gray'} | kwargs  # unless you chose a different one
     ax.imshow(_as_image(im), **kwargs)
     if title is not None: ax.set_title(title)
     if noframe: ax.axis('off')
@@ -57,12 +57,13 @@ def subplots(
     return fig, np.atleast_1d(axs)
 
 def _grid_shape(n, nrows, ncols):
-    "Rows and columns for `n` images, nearly square where both are left open"
+    "Return rows and columns for `n` images, nearly square by default"
     if n<1: raise ValueError(f'A grid must have at least one image, got {n}.')
     if nrows is None: nrows = math.ceil(n/ncols) if ncols else math.isqrt(n)
     if ncols is None: ncols = math.ceil(n/nrows)
     if nrows*ncols<n:
-        raise ValueError(f'{n} images do not fit on {nrows}×{ncols}; leave nrows or ncols out.')
+        raise ValueError(f'nrows×ncols must be at least {n}, got {nrows}×{ncols}; '
+                         'leave one of them out.')
     return nrows, ncols
 
 def get_grid(
@@ -93,7 +94,7 @@ def clean_mem():
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         for frame,_ in traceback.walk_tb(error.__traceback__): frame.f_locals  # updates a copy
-        error = error.__context__  # it came up while that one was handled
+        error = error.__context__  # which was being handled when it was raised
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -113,7 +114,7 @@ def map_batch(f, b):
     return make([map_batch(f, o) for o in b])
 
 def tensors(b)->list:
-    "All tensors in `b`, a nested list, tuple or dict, in order"
+    "List all tensors in `b`, a nested list, tuple or dict, in order"
     found = []
     map_batch(found.append, b)
     return found
@@ -162,17 +163,17 @@ def check_whole(
 
 def set_seed(
     seed,
-    deterministic=False # Insist on kernels that repeat, which are slower on a GPU?
+    deterministic=False # Use only deterministic kernels, which are slower on a GPU?
 ):
     "Seed Python, numpy and torch"
-    np.random.seed(seed)  # it refuses what is not a whole number from 0 to 2**32-1
+    np.random.seed(seed)  # it accepts only whole numbers from 0 to 2**32-1
     random.seed(int(seed))
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(deterministic)
 
 # %% ../nbs/00_core.ipynb #368c702e
 def _generators(dls):
-    "The random generators of the loaders in `dls` and of their samplers"
+    "List the random generators of the loaders in `dls` and of their samplers"
     found = []
     for nm in 'train','valid','test':
         dl = getattr(dls, nm, None)
@@ -184,17 +185,17 @@ def _generators(dls):
     return found
 
 def random_state(dls)->dict:
-    "The state of every random generator, of those in `dls` too; loads with `weights_only`"
+    "Return the state of every random generator, including those in `dls`"
     kind,keys,*rest = np.random.get_state()
     state = {'python': random.getstate(), 'torch': torch.get_rng_state()}
-    state['numpy'] = [kind, keys.tolist(), *rest]  # no array: it would not load
+    state['numpy'] = [kind, keys.tolist(), *rest]  # an array would not load with `weights_only`
     if torch.cuda.is_available(): state['cuda'] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available(): state['mps'] = torch.mps.get_rng_state()
     state['loaders'] = [g.get_state() for g in _generators(dls)]
     return state
 
 def set_random_state(state, dls):
-    "Put every generator back to `state`, which `random_state` returned"
+    "Restore every generator to a state from `random_state`"
     gens = _generators(dls)
     n_saved = len(state['loaders'])
     if len(gens)!=n_saved:

@@ -34,7 +34,7 @@ def load_idx(path, ndim)->np.ndarray:
             magic,*shape = struct.unpack(f'>{1+ndim}I', f.read(4+4*ndim))
             data = f.read()
     except (EOFError, OSError, struct.error, zlib.error) as e:
-        raise bad(f'not a sound .gz file, or truncated ({e})') from e
+        raise bad(f'not a valid .gz file, or truncated ({e})') from e
     if magic!=0x800+ndim:
         raise bad(f'magic number is 0x{magic:08x}, expected 0x{0x800+ndim:08x}')
     if len(data)!=math.prod(shape):
@@ -116,7 +116,7 @@ def fashion_mnist(path=None, sample=False):
 
 # %% ../nbs/05_datasets.ipynb #eed3a061
 def pixel_stats(x)->tuple:
-    "Mean and standard deviation of the bytes `x`, white as 1; lists by channel for color (n,c,h,w)"
+    "Return mean and standard deviation of bytes, with white as 1; per channel for (n,c,h,w)"
     x = torch.as_tensor(x)
     if x.ndim==4 and x.shape[1]>1:
         means,stds = zip(*[pixel_stats(channel) for channel in x.unbind(1)])
@@ -134,9 +134,9 @@ def image_pixels(
     im, # A PIL image
     size=None, # Height and width, a number or a pair; None keeps the size
     mode=None, # `RGB`, or `L` for gray; None keeps gray images gray and turns others into RGB
-    resize='crop', # `crop` cuts the middle out, `squish` distorts, `pad` adds black edges
+    resize='crop', # `crop` keeps the center, `squish` distorts, `pad` adds black edges
 )->torch.Tensor: # `uint8` (c,h,w)
-    "Turn a PIL image upright, and into the pixels of a size and mode"
+    "Turn a PIL image upright, and convert it to pixels of a size and mode"
     if resize not in _resizes:
         raise ValueError(f"resize must be 'crop', 'squish' or 'pad', got {resize!r}.")
     if mode not in (None,'L','RGB','RGBA'):
@@ -145,7 +145,7 @@ def image_pixels(
         raise ValueError(f'im must have 8 bits a color, got mode {im.mode}; '
                          'scale its values to 0 to 255 first.')
     if mode is None: mode = 'L' if im.mode in ('1','L','LA') else 'RGB'
-    im = im.convert(mode)  # a copy, also where it has that mode
+    im = im.convert(mode)  # a copy, even if it has that mode already
     ImageOps.exif_transpose(im, in_place=True)
     if size is not None:
         check_whole(size=size)
@@ -156,7 +156,7 @@ def image_pixels(
 
 # %% ../nbs/05_datasets.ipynb #6c6cc61e
 def inplace(f):
-    "Make `f`, which changes its argument, return that argument"
+    "Make a function that changes its argument also return it"
     @wraps(f)
     def _f(b):
         f(b)
@@ -188,12 +188,12 @@ def collate_device(b, device=None):
 def get_dls(train_ds, valid_ds, bs, **kwargs):
     "Make a shuffled training loader, and a validation loader with batches twice as large"
     train = DataLoader(train_ds, bs, shuffle=True, **kwargs)
-    valid = DataLoader(valid_ds, 2*bs, **kwargs)  # it keeps no gradients
+    valid = DataLoader(valid_ds, 2*bs, **kwargs)  # it needs less memory
     return train,valid
 
 # %% ../nbs/05_datasets.ipynb #c01864dd
 class SeededSampler(Sampler):
-    "A fresh permutation of `n` indices each epoch, from a generator of its own"
+    "Yield a fresh permutation of `n` indices each epoch, from its own generator"
     def __init__(self, n, seed):
         self.n = n
         self.generator = torch.Generator().manual_seed(seed)
@@ -205,7 +205,7 @@ class SeededSampler(Sampler):
 def _seed_or_new(seed): return torch.randint(2**32, ()).item() if seed is None else seed
 
 class TensorLoader:
-    "Batches of the tensors `x` and `y` on the device they are on; bytes become floats in [0,1]"
+    "Yield batches of the tensors `x` and `y` on their device; bytes become floats in [0,1]"
     def __init__(self, x, y, batch_size, shuffle=False, drop_last=False, seed=None):
         check_whole(batch_size=batch_size)
         if len(x)!=len(y):
@@ -246,7 +246,7 @@ def fashion_tensors(
     return splits
 
 def hold_out(splits, n, seed=0)->dict:
-    "Set `n` random images of `splits['train']` aside as the split `valid`"
+    "Move `n` random images of `splits['train']` to the split `valid`"
     x,y = splits['train']
     check_whole(n=n)
     if n>=len(x): raise ValueError(f'n must be less than the {len(x)} training images, got {n}.')
@@ -298,7 +298,7 @@ def _decode(rows, image, floats=False, skip_broken=False, **kwargs): # Yield dec
 def _decode_batch(rows, decode, collate): return collate([*decode(rows, floats=True)])
 
 # %% ../nbs/05_datasets.ipynb #da7b000a
-def _features(ds)->dict: # Column name to feature; empty for lists and other datasets without
+def _features(ds)->dict: # Column name to feature; empty if there are none
     features = getattr(ds, 'features', None)
     return features if isinstance(features, Mapping) else {}
 
@@ -313,7 +313,7 @@ def _column(features, kind)->str: # Name of the only column of a kind
         'pass dd.select_columns([...]), or dd.class_encode_column(...) for other labels. '
         'An image folder needs one subfolder per class.')
 
-def _is_raw(ds)->bool: # Are there images that nothing decodes yet?
+def _is_raw(ds)->bool: # Are there images without a transform?
     from datasets import Image
     has_images = any(isinstance(f, Image) for f in _features(ds).values())
     return has_images and not getattr(ds, 'format', {}).get('type')
@@ -326,10 +326,10 @@ def _warn_empty_classes(ds, image, label): # Of the training split
     empty = {*names, *others}.difference(found)
     if empty: warnings.warn(f'These classes have no training image: {sorted(empty)}.')
 
-def _encoded(dd, **kwargs)->tuple: # Splits of encoded images, and what decodes their rows
+def _encoded(dd, **kwargs)->tuple: # Splits of encoded images, and a function that decodes them
     from datasets import ClassLabel, Image as ImageFeature
     _by_name(dd)  # checks the names
-    image_pixels(Image.new('L', (1,1)), **kwargs)  # refuses wrong arguments before a file is read
+    image_pixels(Image.new('L', (1,1)), **kwargs)  # checks the arguments before a file is read
     features = _features(next(iter(dd.values())))
     image,label = _column(features, ImageFeature),_column(features, ClassLabel)
     if not all(map(_is_raw, dd.values())):
@@ -345,7 +345,7 @@ def image_tensors(
     size=None, # Height and width, a number or a pair; None keeps the size
     mode=None, # `RGB`, or `L` for gray; None keeps gray images gray and turns others into RGB
     device=None, # None is `def_device`
-    resize='crop', # `crop` cuts the middle out, `squish` distorts, `pad` adds black edges
+    resize='crop', # `crop` keeps the center, `squish` distorts, `pad` adds black edges
     skip_broken=False, # Leave out images that cannot be decoded, with a warning?
 )->Splits: # `uint8` (n,c,h,w) and labels
     "Decode the images of a `DatasetDict` into tensors, with their labels and class names"
@@ -360,14 +360,14 @@ def image_tensors(
 
 # %% ../nbs/05_datasets.ipynb #91d6d75b
 class _StreamLoader(DataLoader):
-    "A loader of a shuffled stream, whose order follows the loader's generator"
+    "Load a shuffled stream in an order that follows the loader's generator"
     def __iter__(self):
         epoch = torch.randint(2**31, (), generator=self.generator).item()
         self.dataset.set_epoch(epoch)
         return super().__iter__()
 
 class DataLoaders:
-    "The loaders that a `Learner` uses, class names in `vocab`, and how images were resized"
+    "The loaders for a `Learner`, with class names in `vocab`, and how images were resized"
     def __init__(self, train=None, valid=None, test=None, vocab=None, resize='crop'):
         self.train,self.valid,self.test = train,valid,test
         self.vocab = vocab
@@ -378,7 +378,7 @@ class DataLoaders:
         dd, # `DatasetDict`, or a dict of datasets whose rows are dicts or tuples
         batch_size, # Number of rows in a batch
         as_tuple=True, # Make tuples of rows that are dicts?
-        drop_last=False, # Leave out a last training batch that is not full?
+        drop_last=False, # Drop an incomplete last training batch?
         seed=None, # Seed of the order; None draws one from torch's global generator
         size=None, # Height and width of encoded images, as in `image_tensors`
         mode=None, # `RGB` or `L` for encoded images, as in `image_tensors`
@@ -387,7 +387,7 @@ class DataLoaders:
         resize='crop', # `crop`, `squish` or `pad`, as in `image_tensors`
         **kwargs, # Passed on to `DataLoader`
     ):
-        "Make loaders of a `DatasetDict`, the training split shuffled, encoded images as tensors"
+        "Make loaders from a `DatasetDict`, shuffle the training split, decode images"
         from datasets import IterableDataset
         splits = _by_name(dd)
         seed = _seed_or_new(seed)
@@ -413,7 +413,7 @@ class DataLoaders:
 
     @classmethod
     def from_tensors(cls, splits, batch_size, drop_last=False, seed=None, vocab=None):
-        "Make loaders of `splits` as `fashion_tensors` returns them; arguments as in `from_dd`"
+        "Make loaders from `splits` of tensors, as `fashion_tensors` returns them"
         seed = _seed_or_new(seed)
         dls = {}
         for k,(x,y) in _by_name(splits).items():

@@ -31,7 +31,7 @@ act_gr = partial(GeneralRelu, leak=.1, sub=.4)
 
 # %% ../nbs/11_init.ipynb #d8859c88
 def conv(ni, nf, ks=3, stride=2, act=nn.ReLU, norm=None, bias=None):
-    "Make a convolution, then `norm` and `act`; `bias` None adds one where no `norm` follows"
+    "Make a convolution, then `norm` and `act`; by default with a bias only if there is no `norm`"
     if ks%2==0: raise ValueError(f'ks must be odd, got {ks}; pass {ks-1} or {ks+1}.')
     if bias is None: bias = not norm
     layers = [nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, bias=bias)]
@@ -43,7 +43,7 @@ def conv(ni, nf, ks=3, stride=2, act=nn.ReLU, norm=None, bias=None):
 _weighted = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear
 
 def init_weights(m, leaky=0.):
-    "Kaiming initialization, for `model.apply`; `leaky` is the activation's slope below zero"
+    "Apply Kaiming initialization, for `model.apply`; `leaky` is the activation's negative slope"
     if not isinstance(m, _weighted): return
     nn.init.kaiming_normal_(m.weight, a=leaky)
     if m.bias is not None: nn.init.zeros_(m.bias)
@@ -54,8 +54,8 @@ def lsuv_init(
     model, # Its convolutions and linear layers change
     xb, # A batch of inputs
     pairs=None, # (module to measure, layer to change) in forward order; None pairs each with itself
-    tol=1e-2, # How near the standard deviation must come to 1, and the mean to 0
-    max_iter=50, # How often a layer may change
+    tol=1e-2, # Tolerance for the standard deviation 1 and the mean 0
+    max_iter=50, # Most changes of a layer
 ):
     "Scale weights and shift biases, layer by layer, to outputs of mean 0 and standard deviation 1"
     if isinstance(xb, nn.Module):  # the course's call is lsuv_init(model, m, m_in, xb)
@@ -105,7 +105,7 @@ class Normalize(nn.Module):
         self.register_buffer('mean', _per_channel(mean))
         self.register_buffer('std', _per_channel(std))
         if not (self.std>0).all():
-            raise ValueError(f'std must be above 0, got {std}: are all pixels the same?')
+            raise ValueError(f'std must be above 0, got {std}; are all pixels the same?')
     def forward(self, x): return (x-self.mean.to(x.device))/self.std.to(x.device)
     def extra_repr(self): return f'mean={_rounded(self.mean)}, std={_rounded(self.std)}'
 

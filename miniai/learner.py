@@ -34,7 +34,7 @@ from .safety import restoring, step_names
 class Callback:
     "Base class of callbacks: methods named after events, each called with the learner"
     order = 0
-    skip_dry_run = False  # leave it out of the dry runs of a learner that has it?
+    skip_dry_run = False  # leave it out of dry runs?
 
 # %% ../nbs/09_learner.ipynb #a12
 class CancelFitException(Exception): "Ends the fit; `after_cancel_fit` replaces `after_fit`"
@@ -94,7 +94,7 @@ class with_cbs:
 
 # %% ../nbs/09_learner.ipynb #0f9c88ee
 class Learner:
-    "Trains `model` on `dls`; what happens along the way is up to the callbacks"
+    "Train `model` on `dls`, and call the callbacks along the way"
     def __init__(self,
         model:torch.nn.Module,
         dls, # `DataLoaders`, or anything with a `train` and a `valid` loader
@@ -120,11 +120,11 @@ class Learner:
         self.fitting = False
         self.running = None  # the callback that is being called
         self.dry_run = False  # is this a copy that `no_trace` made?
-        self.paused = False  # is a dry run under way? Hooks are quiet then
+        self.paused = False  # is a dry run active? Hooks record nothing then
 
     def fit(self,
         n_epochs:int=1,
-        train:bool=True, # Without it, the fit evaluates: model and random states stay as they are
+        train:bool=True, # False only evaluates: model and random states don't change
         valid:bool=True,
         cbs=None, # More callbacks, for this fit alone
         lr=None # A learning rate for this training alone
@@ -149,12 +149,12 @@ class Learner:
             self._fit()
 
     def _count_inputs(self, n_inp):
-        "What the learner is told, or one of its callbacks, as in `TrainCB(n_inp=2)`"
+        "Return the largest `n_inp` of the learner and its callbacks, as in `TrainCB(n_inp=2)`"
         told = [getattr(cb, 'n_inp', 1) for cb in self.cbs]
         return max([n_inp, *told])
 
     def _new_opt(self, lr):
-        if isinstance(lr, np.generic): lr = lr.item()  # checkpoints hold no numpy numbers
+        if isinstance(lr, np.generic): lr = lr.item()  # checkpoints can't hold numpy numbers
         self.model.zero_grad()
         try: self.opt = self.opt_func(self.model.parameters(), lr)
         except TypeError as e:
@@ -164,12 +164,12 @@ class Learner:
 
     @with_cbs('fit')
     def _fit(self):
-        for self.epoch in range(self.epoch, self.n_epochs):  # a callback that resumes sets epoch
+        for self.epoch in range(self.epoch, self.n_epochs):  # a callback may set epoch to resume
             if self.does_train: torch.enable_grad()(self.one_epoch)(True)
             if self.does_valid: torch.no_grad()(self.one_epoch)(False)
 
     def one_epoch(self, training):
-        "One pass over the training or the validation data"
+        "Make one pass over the training or the validation data"
         self.model.train(training)
         self.dl = self.dls.train if training else self.dls.valid
         self._one_epoch()
@@ -187,7 +187,8 @@ class Learner:
     def _one_batch(self):
         self.predict()
         if self.preds is None:
-            raise RuntimeError('No predictions; pass TrainCB() in cbs, or use TrainLearner.')
+            raise RuntimeError('predict must set learn.preds, got None; '
+                               'pass TrainCB() in cbs, or use TrainLearner.')
         self.callback('after_predict')
         self.get_loss()
         self.callback('after_loss')
@@ -232,7 +233,7 @@ class Learner:
         return [nm for nm in step_names if getattr(cls, nm) is not getattr(Learner, nm)]
 
     def __getstate__(self):
-        "What `copy` and `pickle` take along: no graph, and nothing of a fit under way"
+        "Leave out what belongs to a running fit, for `copy` and `pickle`"
         idle = dict(preds=None, loss=None, fitting=False, running=None, paused=False)
         return vars(self) | idle
 
@@ -269,26 +270,26 @@ class MomentumLearner(TrainLearner):
 
 # %% ../nbs/09_learner.ipynb #f9c14882
 class DeviceCB(Callback):
-    "Moves the model and each batch to `device`, by default `def_device`"
+    "Move the model and each batch to `device`, by default `def_device`"
     def __init__(self, device=None):
         self.device = torch.device(def_device if device is None else device)
     def before_fit(self, learn): learn.model.to(self.device)
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
 
 class SingleBatchCB(Callback):
-    "Ends the fit after one batch"
+    "End the fit after one batch"
     order = 100
     skip_dry_run = True
     def after_batch(self, learn): raise CancelFitException()
 
 # %% ../nbs/09_learner.ipynb #41ac9a14
 def _other_optimizers(learn):
-    "Optimizers that learner and callbacks hold besides the one of the fit, such as a GAN's"
+    "List the other optimizers of learner and callbacks, such as a GAN's second one"
     held = [v for o in (learn, *learn.cbs) for v in vars(o).values()]
     return [o for o in held if isinstance(o, torch.optim.Optimizer) and o is not learn.opt]
 
 def keep_for(learn, train):
-    "Functions that restore what an evaluation may change, or with `train` a training"
+    "List functions that restore what an evaluation or a training changes"
     keep = [keep_modes(learn.model), keep_grads(learn.model)]
     if not learn.dry_run: keep.append(keep_random_state(learn.dls))
     if train:
@@ -299,7 +300,7 @@ def keep_for(learn, train):
 @contextlib.contextmanager
 def no_trace(
     learn,
-    train=True # Does anything in the block train? Without it no weights are copied
+    train=True # Does anything in the block train? If not, no weights are copied
 ): # A copy of the learner, for a dry run
     "Copy the learner; at the end of the block, restore its model and the random states"
     dry = copy.copy(learn)
@@ -334,7 +335,7 @@ class Metric:
         self.n = 0
     def update(self, val, weight=1): self.add(val, weight, weight)
     def add(self, val, weight, n):
-        "Take note of `val*weight`, the sum of `n` items; `compute` adds it up"
+        "Keep `val*weight`, the sum of `n` items, for `compute`"
         self.vals.append(val)
         self.weights.append(weight)
         self.n += n
@@ -398,16 +399,16 @@ def print_row(row):
 
 # %% ../nbs/09_learner.ipynb #e28756d2
 def _split_metric(m):
-    "A metric, and the function that picks its inputs or None"
+    "Return a metric, and the function that picks its inputs or None"
     return m if isinstance(m, tuple) else (m, None)
 
 def _metric_name(m):
-    "The name of a function, or of a metric's class"
+    "Return the name of a function, or of a metric's class"
     m,_ = _split_metric(m)
     return getattr(m, '__name__', None) or fc.camel2snake(type(m).__name__)
 
 def _as_metric(m):
-    "The metric itself, or the mean of a function"
+    "Return the metric itself, or the mean of a function"
     check_object(m)
     if all(hasattr(m, nm) for nm in ('update','compute','reset')): return m
     if callable(m): return AvgMetric(m)
@@ -415,7 +416,7 @@ def _as_metric(m):
                     f'predictions and targets, got {m!r}; pass Accuracy(), for example.')
 
 def _columns(nm, v)->dict:
-    "The numbers in `v`, which the metric `nm` computed, by the names of their columns"
+    "Return the numbers in `v`, computed by the metric `nm`, by column name"
     if isinstance(v, Mapping): named = v.items()
     elif isinstance(v, (list,tuple)) or math.prod(getattr(v, 'shape', ()))>1:
         named = [(f'{nm}_{i}', o) for i,o in enumerate(v)]
@@ -426,7 +427,7 @@ def _columns(nm, v)->dict:
 
 # %% ../nbs/09_learner.ipynb #c9
 class MetricsCB(Callback):
-    "Measures the loss and `metrics` over each pass; one row of results for each epoch"
+    "Measure the loss and `metrics` over each pass, one row of results per epoch"
     skip_dry_run = True
     def __init__(self,
         *metrics, # Named after their class; with a function, a pair (metric, picks its inputs)
@@ -452,7 +453,7 @@ class MetricsCB(Callback):
         self.trained = state['trained']
 
     def before_fit(self, learn):
-        if learn.model is not self.model: self.history = []  # it may have served another learner
+        if learn.model is not self.model: self.history = []  # used by a different learner
         self.model = learn.model
         learn.metrics = self
         self.row = {}
@@ -507,7 +508,7 @@ class MetricsCB(Callback):
 
 # %% ../nbs/09_learner.ipynb #f52b01b1
 class _Lines:
-    "Plain lines, one for each row"
+    "Plain lines, one per row"
     def __init__(self, n_epochs): pass
     def show(self, done, text): pass
     def row(self, row): print_row(row)
@@ -580,13 +581,13 @@ def _plot_losses(losses, valid):
 
 # %% ../nbs/09_learner.ipynb #c19
 class ProgressCB(Callback):
-    "Shows how far a fit is, how long it will take, and its rows of results"
+    "Show the progress of a fit, the time left, and its rows of results"
     order = MetricsCB.order+1
     skip_dry_run = True
     def __init__(self,
         plot=False, # Draw the loss as it falls? In notebooks only
-        mode=None, # 'notebook', 'terminal' or 'lines'; None finds out
-        every=.5 # Seconds between two drawings, at least
+        mode=None, # 'notebook', 'terminal' or 'lines'; None detects it
+        every=.5 # Minimum seconds between two updates
     ):
         if mode is not None and mode not in _displays:
             raise ValueError(f'mode must be one of {[*_displays]} or None, got {mode!r}.')
@@ -620,7 +621,7 @@ class ProgressCB(Callback):
         learn.logger = None
 
     def _count_batches(self, learn):
-        "Batches of the whole fit, 0 where a loader doesn't know its length"
+        "Count the batches of the whole fit; 0 if a loader doesn't know its length"
         sizes = []
         if learn.does_train: sizes.append(length_hint(learn.dls.train))
         if learn.does_valid: sizes.append(length_hint(learn.dls.valid))
@@ -651,7 +652,7 @@ def _plot_column(ax, history, nm):
     ax.legend()
 
 def plot_history(history):
-    "Draw all that the rows of `MetricsCB.history` measured, over the epochs, on a new figure"
+    "Draw all columns of `MetricsCB.history` over the epochs, on a new figure"
     measured = {nm.partition('_')[2]: None for row in history for nm in row if nm!='epoch'}
     measured.pop('seconds', None)
     if not measured: raise ValueError('The history is empty; fit first, with MetricsCB() in cbs.')
@@ -660,7 +661,7 @@ def plot_history(history):
 
 # %% ../nbs/09_learner.ipynb #ac562257
 class LRFinderCB(Callback):
-    "Multiplies the learning rate by `gamma` after each batch, until the loss explodes"
+    "Multiply the learning rate by `gamma` after each batch, until the loss explodes"
     skip_dry_run = True
     def __init__(self,
         gamma=1.3,
@@ -695,12 +696,12 @@ class LRFinderCB(Callback):
 
 # %% ../nbs/09_learner.ipynb #014dd176
 def _smooth(losses):
-    "Exponential moving average of `losses`, without its bias at the start"
+    "Return the exponential moving average of `losses`, without its bias at the start"
     weights = .6**np.arange(len(losses))  # the last loss counts most
     return np.convolve(losses, weights)[:len(losses)]/weights.cumsum()
 
 def _descent(smooth):
-    "Where the loss has begun to fall, and where it is lowest"
+    "Find where the loss begins to fall, and where it is lowest"
     low = max(int(smooth.argmin()), 2)  # a slope takes three points
     top = smooth[:low].max()
     fallen = .05*max(0, top-smooth[low])  # a twentieth of the way down
@@ -708,7 +709,7 @@ def _descent(smooth):
     return begin, low
 
 class LRFind:
-    "What the learning rate finder saw, and its suggestions `steep` and `valley`"
+    "The results of the learning rate finder, and its suggestions `steep` and `valley`"
     def __init__(self, lrs, losses):
         if len(lrs)<5:
             raise ValueError(f'The finder needs 5 finite losses, got {len(lrs)}; '
@@ -747,11 +748,11 @@ class LRFind:
 @patch
 @fc.delegates(LRFinderCB)
 def lr_find(self:Learner,
-    max_epochs:int|None=None, # None passes over the data as often as needed
+    max_epochs:int|None=None, # None takes as many as needed
     show:bool=True, # Draw the curve?
     **kwargs
 )->LRFind:
-    "Try out learning rates and show their losses, in a dry run"
+    "Try learning rates and show their losses, in a dry run"
     cb = LRFinderCB(**kwargs)
     n_rates = math.log(cb.end_lr/cb.start_lr, cb.gamma)+2
     n_batches = length_hint(self.dls.train) or 1

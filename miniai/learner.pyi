@@ -37,7 +37,7 @@ class with_cbs():
         ...
 
 class Learner():
-    'Trains `model` on `dls`; what happens along the way is up to the callbacks'
+    'Train `model` on `dls`, and call the callbacks along the way'
     model: torch.nn.Module
     dls: Any
     loss_func: Any
@@ -70,7 +70,7 @@ class Learner():
     def fit(self, n_epochs: int=1, train: bool=True, valid: bool=True, cbs=None, lr=None):
         'Train and validate for `n_epochs` epochs'
     def one_epoch(self, training):
-        'One pass over the training or the validation data'
+        'Make one pass over the training or the validation data'
     def add_cb(self, cb):
         'Add a callback for the rest of a fit'
     def callback(self, method_nm):
@@ -95,21 +95,21 @@ class Learner():
     def own_steps(self) -> list:
         "Names of the steps that this learner's class does itself, without callbacks"
     def __getstate__(self):
-        'What `copy` and `pickle` take along: no graph, and nothing of a fit under way'
+        'Leave out what belongs to a running fit, for `copy` and `pickle`'
     def show_image_batch(self, max_n=16, cbs=None, title='A batch, as the model sees it', *, nrows=None, ncols=None, titles=None, imsize=1.6, figsize=None):
         'Show images of the first training batch as they reach the model'
     def capture_preds(self, cbs=None, inps=False, dl=None) -> tuple:
-        'Predict a loader in its order, and keep the targets; a dry run'
+        'Predict all batches of a loader; a dry run'
     def tta(self, views=flip_views, probs=True, cbs=None, dl=None) -> tuple:
-        'Mean predictions over `views`; a dry run'
+        'Average the predictions over `views`; a dry run'
     def get_preds(self, data=None, cbs=None):
-        'Predict `data`, which needs no targets; a dry run'
+        'Predict `data` without targets; a dry run'
     def classify(self, data) -> tuple:
-        'Say what an image shows'
+        'Predict what an image shows'
     def export(self, path: str, dynamic=()):
         'Save model and validation transforms as a program without miniai, for batches of any size'
     def summary(self, depth=1) -> Summary:
-        'Shapes, parameters and MACs of the modules for one validation batch; a dry run'
+        'Show shapes, parameters and MACs of the modules for one validation batch; a dry run'
     @property
     def pg(self):
         "The optimizer's first parameter group"
@@ -118,7 +118,7 @@ class Learner():
     def show_training_loop(self, cbs=None):
         'Print the events of a fit, nested, with the callbacks that listen to each, in order'
     def lr_find(self, max_epochs: int | None=None, show: bool=True, *, gamma=1.3, max_mult=3, start_lr=1e-05, end_lr=10.0) -> LRFind:
-        'Try out learning rates and show their losses, in a dry run'
+        'Try learning rates and show their losses, in a dry run'
 
 class TrainCB(Callback):
     'The usual training step: predict, loss, backward, step, zero the gradients'
@@ -160,7 +160,7 @@ class MomentumLearner(TrainLearner):
         ...
 
 class DeviceCB(Callback):
-    'Moves the model and each batch to `device`, by default `def_device`'
+    'Move the model and each batch to `device`, by default `def_device`'
     device: Any
     def __init__(self, device=None):
         ...
@@ -170,14 +170,14 @@ class DeviceCB(Callback):
         ...
 
 class SingleBatchCB(Callback):
-    'Ends the fit after one batch'
+    'End the fit after one batch'
     order: Any
     skip_dry_run: Any
     def after_batch(self, learn):
         ...
 
 def keep_for(learn, train):
-    'Functions that restore what an evaluation may change, or with `train` a training'
+    'List functions that restore what an evaluation or a training changes'
 
 @contextmanager
 def no_trace(learn, train=True):
@@ -195,7 +195,7 @@ class Metric():
     def update(self, val, weight=1):
         ...
     def add(self, val, weight, n):
-        'Take note of `val*weight`, the sum of `n` items; `compute` adds it up'
+        'Keep `val*weight`, the sum of `n` items, for `compute`'
     @property
     def total(self):
         ...
@@ -225,7 +225,7 @@ def print_row(row):
     'Print a row of results on one line, with the seconds of both passes together'
 
 class MetricsCB(Callback):
-    'Measures the loss and `metrics` over each pass; one row of results for each epoch'
+    'Measure the loss and `metrics` over each pass, one row of results per epoch'
     metrics: Any
     picks: Any
     loss: Any
@@ -257,7 +257,7 @@ class MetricsCB(Callback):
         ...
 
 class ProgressCB(Callback):
-    'Shows how far a fit is, how long it will take, and its rows of results'
+    'Show the progress of a fit, the time left, and its rows of results'
     plot: Any
     mode: Any
     every: Any
@@ -286,10 +286,10 @@ class ProgressCB(Callback):
         ...
 
 def plot_history(history):
-    'Draw all that the rows of `MetricsCB.history` measured, over the epochs, on a new figure'
+    'Draw all columns of `MetricsCB.history` over the epochs, on a new figure'
 
 class LRFinderCB(Callback):
-    'Multiplies the learning rate by `gamma` after each batch, until the loss explodes'
+    'Multiply the learning rate by `gamma` after each batch, until the loss explodes'
     gamma: Any
     max_mult: Any
     start_lr: Any
@@ -305,7 +305,7 @@ class LRFinderCB(Callback):
         ...
 
 class LRFind():
-    'What the learning rate finder saw, and its suggestions `steep` and `valley`'
+    'The results of the learning rate finder, and its suggestions `steep` and `valley`'
     lrs: Any
     losses: Any
     smooth: Any

@@ -28,10 +28,10 @@ from .safety import describe, instances
 from .augment import drawable, join_batches
 
 # %% ../nbs/15_predict.ipynb #e2
-def _class_names(o, n): # Those in `o.vocab`, where there is one; otherwise `n` numbered ones
+def _class_names(o, n): # Those in `o.vocab`, or `n` numbered ones
     return getattr(o, 'vocab', None) or [f'class {i}' for i in range(n)]
 
-def _mistakes(learn, preds, targs): # Their table, whose index counts the rows of the loader
+def _mistakes(learn, preds, targs): # A table whose index counts the rows of the loader
     scores = tensors(preds)[0]
     labels = tensors(targs)[0]
     names = np.array(_class_names(learn.dls, scores.shape[1]))
@@ -70,7 +70,7 @@ def confusion(
     learn,
     dl=None, # A loader; None takes the one for validation
 )->pd.DataFrame: # A row for each class, a column for each prediction
-    "Count how many images of each class were taken for which class"
+    "Count how often each class was predicted for images of each class"
     scores,labels = [tensors(o)[0] for o in learn.capture_preds(dl=dl)]
     n = scores.shape[1]
     pairs = labels.long()*n + scores.argmax(1)
@@ -82,7 +82,7 @@ def class_report(
     learn,
     dl=None, # A loader; None takes the one for validation
 )->pd.DataFrame:
-    "Precision, recall and number of the images of each class"
+    "Compute precision, recall and number of images of each class"
     counts = confusion(learn, dl)
     hits = counts.to_numpy().diagonal()
     n_images = counts.sum(axis=1)
@@ -102,12 +102,12 @@ def plot_confusion(
     for i,j in zip(*counts.to_numpy().nonzero()):
         color = 'w' if dark.iat[i,j]>.6 else 'k'
         ax.text(j, i, counts.iat[i,j], ha='center', va='center', color=color)
-    ax.set(title='What each class was taken for', xlabel='predicted class', ylabel='class')
+    ax.set(title='Confusion matrix', xlabel='predicted class', ylabel='class')
     ax.set_yticks(range(n), counts.index)
     ax.set_xticks(range(n), counts.columns, rotation=90)
 
 # %% ../nbs/15_predict.ipynb #n16p2
-def _example(learn): # A validation batch, of one row where there is a data set, as that's quick
+def _example(learn): # A validation batch, of a single row if possible
     dl = getattr(learn.dls, 'valid', None)
     if dl is None:
         raise ValueError('dls.valid must be a loader, as an example of the data, got None; '
@@ -141,14 +141,14 @@ def _pixels(im, size, mode, resize): # The picture `im` as bytes (c,h,w)
                          f'got {im!r:.80}; pass a tensor (c,h,w) from 0 to 1.')
     return image_pixels(im, size, mode, resize)
 
-def _as_loader(data, learn): # A loader of `data`, with targets that mean nothing
+def _as_loader(data, learn): # A loader of `data`, with dummy targets
     if isinstance(data, (str, os.PathLike, Image.Image, np.ndarray)):
         data = _pixels(data, **_picture_args(learn, _example(learn)))
     if not isinstance(data, torch.Tensor): return data
     if data.ndim==3: data = data[None]
     return TensorLoader(data, torch.zeros(len(data)), 256)
 
-class _KeepPredsCB(Callback): # Keep the predictions of each batch, and leave out the rest of it
+class _KeepPredsCB(Callback): # Keep the predictions of each batch, and skip the rest of it
     order = 2000  # after all others, which may change the predictions
     skip_dry_run = True
     def __init__(self): self.preds = []
@@ -162,7 +162,7 @@ def get_preds(
     data=None, # A loader, images (n,c,h,w), an image or a picture; None takes the validation data
     cbs=None, # More callbacks, such as `TTACB`
 ): # Predictions, without targets
-    "Predict `data`, which needs no targets; a dry run"
+    "Predict `data` without targets; a dry run"
     keep = _KeepPredsCB()
     with no_trace(self, train=False) as dry:
         if data is not None: dry.dls = DataLoaders(None, _as_loader(data, self))
@@ -171,13 +171,13 @@ def get_preds(
 
 # %% ../nbs/15_predict.ipynb #n16q2
 class Classifier:
-    "Says what images show, by a model and what must be known about its images"
+    "Predict the class of images, with a model and a description of its images"
     def __init__(self,
         model, # Called with floats (n,c,h,w) from 0 to 1, returns scores (n,classes)
         vocab=None, # Class names; None numbers them
         size=None, # Height and width of the images, a number or a pair
         mode=None, # `RGB`, or `L` for gray
-        resize='crop', # How pictures get to this size
+        resize='crop', # How pictures are brought to this size
     ):
         if getattr(model, 'training', False):
             raise ValueError('model must be in evaluation mode, got one in training mode; '
@@ -194,8 +194,8 @@ class Classifier:
 
     def classify(self,
         data, # A path, PIL image, array (h,w,c) of bytes or tensor (c,h,w); a list or batch of them
-    )->tuple: # Name and probability of the likeliest class; of several images a list of these
-        "Say what an image shows"
+    )->tuple: # Name and probability of the likeliest class; for several images a list of these
+        "Predict what an image shows"
         several = isinstance(data, (list,tuple)) or getattr(data, 'ndim', 0)==4
         images = [self._image(o) for o in (data if several else [data])]
         if not images: return []
@@ -212,8 +212,8 @@ class Classifier:
 def classify(
     self:Learner,
     data, # A path, PIL image, array (h,w,c) of bytes or tensor (c,h,w); a list or batch of them
-)->tuple: # Name and probability of the likeliest class; of several images a list of these
-    "Say what an image shows"
+)->tuple: # Name and probability of the likeliest class; for several images a list of these
+    "Predict what an image shows"
     if isinstance(data, Iterator): data = list(data)  # such as path.glob('*.png')
     items = data if isinstance(data, (list,tuple)) else [data]
     no_pictures = all(isinstance(o, torch.Tensor) for o in items)
@@ -222,7 +222,7 @@ def classify(
     return Classifier(self.get_preds, vocab, **kw).classify(data)
 
 # %% ../nbs/15_predict.ipynb #n16e2
-class _Program(nn.Module): # A model behind transforms of its batches, which may read the targets
+class _Program(nn.Module): # A model with the transforms of its batches
     def __init__(self, model, tfms, names, targets):
         super().__init__()
         self.model = model
@@ -272,9 +272,9 @@ def export(
     torch.export.save(program, path, extra_files={'miniai.json': json.dumps(about)})
 
 def load_classifier(
-    path:str, # A file by `Learner.export`; loading can run code in it, so trust its source
+    path:str, # A file from `Learner.export`; loading it can run code, so trust its source
 )->Classifier:
-    "Get a classifier out of a program, without loaders and without the code of the model"
+    "Load a classifier from an exported program, without loaders or the model's code"
     files = {'miniai.json': '{}'}
     model = torch.export.load(path, extra_files=files).module()
     model.training = False  # it was exported in evaluation mode

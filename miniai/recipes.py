@@ -75,7 +75,7 @@ class Recipe(NamedTuple):
     batch_size:int=1024
     seed:int=42
     valid:int=0 # Training images to hold out and validate on
-    amp:str='auto' # Half precision: no, bf16 or fp16; auto takes what the device is fast with
+    amp:str='auto' # Half precision: no, bf16 or fp16; auto takes what is fastest here
     data:str=None # Digest of the images and labels that it was trained on
 
 # %% ../nbs/19_recipes.ipynb #50063b68
@@ -113,9 +113,9 @@ def get_recipe(
     batch_size:int=None, # Images in a batch, if not as many as the recipe's
     seed:int=42, # Seed of the weights and of the order of the images
     valid:int=0, # Training images to hold out and validate on, instead of the test images
-    amp:str='auto' # Half precision: no, bf16 or fp16; auto takes what the device is fast with
+    amp:str='auto' # Half precision: no, bf16 or fp16; auto takes what is fastest here
 )->Recipe:
-    "Find the recipe with that name, and change the fields that are given"
+    "Find a recipe by its name, and change some of its fields"
     _check_name('recipe', recipe, recipes)
     asked = dict(model=model, epochs=epochs, lr=lr, batch_size=batch_size,
                  seed=seed, valid=valid, amp=amp)
@@ -139,7 +139,7 @@ def _make_model(name, ensemble=False, stats=(0.,1.)):
 
 def recipe_learner(
     r, # The `Recipe`, with all its fields
-    splits, # What to train on, as `fashion_tensors` gives it
+    splits, # What to train on, as `fashion_tensors` returns it
     device=None, # cpu, cuda or mps, if not the fastest one here
     cbs=None # More callbacks
 )->Learner: # Ready for a fit of `r.epochs`
@@ -162,7 +162,7 @@ def recipe_learner(
 
 # %% ../nbs/19_recipes.ipynb #2404a2f3
 def _run_name(r):
-    "A name to read, and a digest of all fields"
+    "Make a readable name with a digest of all fields"
     name = r.recipe
     if r.model!=recipes[name].model: name += f'-{r.model}'
     code = hashlib.sha256(str(r).encode()).hexdigest()
@@ -170,7 +170,7 @@ def _run_name(r):
 
 # %% ../nbs/19_recipes.ipynb #4fb3fa3f
 def _commit():
-    "The commit of this package, or its version if no repository tracks it"
+    "Return the commit of this package, or its version if no repository tracks it"
     git = ['git', '-C', str(Path(miniai.__file__).parent)]
     try:
         fc.run([*git, 'ls-files', '--error-unmatch', '__init__.py'])
@@ -179,7 +179,7 @@ def _commit():
 
 # %% ../nbs/19_recipes.ipynb #c1b00021
 def _get_splits(data, device):
-    "The splits that `data` asks for, and where they come from"
+    "Return the splits that `data` names, and where they come from"
     try: torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f'device must be one that torch can use here, got {device!r}; '
@@ -200,10 +200,10 @@ def train_or_load(
     device:str=None, # cpu, cuda or mps, if not the fastest one here
     data:str=None, # full, sample, or a folder with the four IDX .gz files, if not the first found
     out:str='runs', # Folder for the run's folder
-    restart:bool=False, # Train again where there is a finished or a stopped run?
+    restart:bool=False, # Train again if there is a finished or a stopped run?
     **kwargs
 )->Learner: # Trained; `result` is its line of results, and `run` its folder
-    "Open a finished run; train any other, from where it stopped"
+    "Open a finished run; train or resume any other"
     device = device or def_device
     r = get_recipe(recipe, **kwargs)
     splits,source = _get_splits(data, device)
@@ -231,11 +231,11 @@ def train_or_load(
 
 # %% ../nbs/19_recipes.ipynb #22e8466b
 def _train_run(learn, members, restart):
-    "Train the learner, or measure the ensemble of its members, and write the run's files"
+    "Train the learner, or evaluate the ensemble of its members, and write the run's files"
     r = learn.recipe
     run = learn.run
-    commit = _commit()  # before the training: files may change during it
-    run.mkdir(parents=True, exist_ok=True)  # now, in case that it cannot be written
+    commit = _commit()  # now, because files may change during the training
+    run.mkdir(parents=True, exist_ok=True)  # now, so that an error comes before the training
     print(f'Training {run.name}.', flush=True)
     keep_freed_memory()
     if members: _measure_ensemble(learn, members)
@@ -244,7 +244,7 @@ def _train_run(learn, members, restart):
     if _n_processes()>1: torch.distributed.barrier()
 
 def _measure_ensemble(learn, members):
-    "Evaluate the members as one model; its row of the history tells of their trainings"
+    "Evaluate the members as one model, with the numbers of their trainings in its history"
     for net,member in zip(learn.model, members): net.load_state_dict(member.model.state_dict())
     learn.fit(1, train=False)
     row = learn.history[-1]
@@ -260,13 +260,13 @@ _keys = ('recipe model seed epochs accuracy tta_accuracy loss train_accuracy sec
 _changed = ['lr','batch_size','valid','images'] # In a line where a run differs from its recipe
 
 def _used_amp(learn):
-    "The half precision of a learner, by its name"
+    "Return the name of the half precision that a learner used"
     half = next(cb.half for cb in learn.cbs if isinstance(cb, MixedPrecision))
     names = {dtype: nm for nm,dtype in _amps.items()}
     return names[half or torch.float32]
 
 def _result(learn, tta_accuracy, commit):
-    "A run's line of results"
+    "Make a run's line of results"
     x = learn.dls.train.x
     device = torch.cuda.get_device_name() if x.is_cuda else x.device.type
     if _n_processes()>1: device += f' x{_n_processes()}'
@@ -286,7 +286,7 @@ def _result(learn, tta_accuracy, commit):
 
 # %% ../nbs/19_recipes.ipynb #124564bf
 def _save_drawing(path, draw, o):
-    "Save what `draw(o)` draws on a new figure, if anything"
+    "Save the new figure that `draw(o)` draws, if any"
     before = plt.get_fignums()
     draw(o)
     if plt.get_fignums()==before: return
@@ -326,7 +326,7 @@ def _open_run(learn):
     learn.metrics.history = saved['history']
 
 def _lesson(line):
-    "The lesson's accuracy as text, for a line of results of the same training"
+    "Return the lesson's accuracy as text, if a line of results is of the same training"
     r = recipes.get(line['recipe'])
     if r is None or r.lesson is None: return ''
     same = (line['model'],line['epochs'])==(r.model,r.epochs)
@@ -334,7 +334,7 @@ def _lesson(line):
     return f'{r.lesson:.3f}' if same and not changed else ''
 
 def _told(line):
-    "The accuracies of a line of results, as text"
+    "Return the accuracies of a line of results as text"
     text = f"validation accuracy {line['accuracy']:.4f}"
     lesson = _lesson(line)
     if lesson: text += f' (the lesson: {lesson})'
@@ -371,24 +371,24 @@ def load_results(
 def training_macs(
     results # As `load_results` gives them
 )->pd.Series:
-    "Multiply-accumulates of each training: the forward ones, and twice as many backward"
+    "Count the MACs of each whole training: forward, and twice as many backward"
     images = results.images.fillna(_n_train-results.valid.fillna(0))
     return 3*results.macs*images*results.epochs
 
 def _stat(vals):
-    "Mean, and standard deviation if there are several"
+    "Return the mean as text, with the standard deviation if there are several"
     if vals.isna().any(): return ''
     text = f'{vals.mean():.4f}'
     return f'{text} (one run)' if len(vals)==1 else f'{text} ± {vals.std():.4f}'
 
 def _count(n, unit, digits=1):
-    "A large number, counted in a unit"
+    "Return a large number as text, in the given unit"
     return '' if pd.isna(n) else f'{n/unit:,.{digits}f}'
 
 def results_table(
     results, # As `load_results` gives them
     names=None # Recipes to show, in this order; all that ran by default
-)->pd.DataFrame: # A row for each recipe, and for each way that it ran
+)->pd.DataFrame: # A row for each recipe and each way it ran
     "Summarize results over seeds: mean ± standard deviation"
     results = results.reindex(columns=[*_keys, *_changed])
     results['training'] = training_macs(results)

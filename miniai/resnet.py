@@ -24,12 +24,12 @@ _act_conv = partial(conv, act=act_gr, norm=nn.BatchNorm2d)
 def _convs(*nfs): return [_act_conv(ni, nf) for ni,nf in zip(nfs, nfs[1:])]
 
 def base_model():
-    "Convolutions with stride 2, channels 1-8-16-32-64, and a last one to 10 classes"
+    "Make convolutions with stride 2, channels 1-8-16-32-64, and a last one to 10 classes"
     convs = _convs(1,8,16,32,64)
     return nn.Sequential(*convs, _act_conv(64, 10, act=None), nn.Flatten())
 
 def conv_model():
-    "A first convolution with stride 1, then those of `base_model` with twice the channels"
+    "Make a first convolution with stride 1, then those of `base_model` with twice the channels"
     first = _act_conv(1, 8, stride=1)
     convs = _convs(8,16,32,64,128)
     return nn.Sequential(first, *convs, _act_conv(128, 10, act=None), nn.Flatten())
@@ -73,7 +73,7 @@ def get_model(
     pool=nn.Flatten, # Makes the layer that turns the last grid into features
     drop=0., # Fraction of the features that dropout sets to zero
 )->nn.Sequential: # From (n,ni,*size) to (n,n_out)
-    "A block that keeps the grid, blocks that halve it, pooling, a linear layer and a batch norm"
+    "Make a block that keeps the grid, blocks that halve it, pooling, a linear layer and a norm"
     n = len(nfs)
     grid = _last_grid(size, n)
     layers = OrderedDict()
@@ -154,7 +154,7 @@ def summary(
     self:Learner,
     depth=1, # Levels of modules to show
 )->Summary: # A table in Markdown
-    "Shapes, parameters and MACs of the modules for one validation batch; a dry run"
+    "Show shapes, parameters and MACs of the modules for one validation batch; a dry run"
     watch = _SummaryCB()
     with no_trace(self, train=False) as dry, watch.watching:  # closed despite Ctrl-C
         dry.fit(1, train=False, cbs=[watch])

@@ -26,7 +26,7 @@ from .core import call_with, check_whole, random_state, set_random_state, tensor
 
 # %% ../nbs/08_safety.ipynb #safe0012
 def describe(o)->str:
-    "Shape, dtype and device of the tensors in `o`, as text"
+    "Describe the tensors in `o`: shape, dtype and device"
     if isinstance(o, torch.Tensor): return f'{tuple(o.shape)} {str(o.dtype)[6:]} on {o.device}'
     if isinstance(o, Mapping):
         return '{' + ', '.join(f'{k}: {describe(v)}' for k,v in o.items()) + '}'
@@ -36,21 +36,21 @@ def describe(o)->str:
 def _kind(learn): return 'training' if learn.training else 'validation'
 
 def where(learn)->str:
-    "What `learn` is working on, as text"
+    "Describe what `learn` is working on"
     return (f'In {_kind(learn)} epoch {learn.epoch+1}, batch {learn.iter}: '
             f'batch {describe(learn.batch)}; predictions {describe(learn.preds)}; '
             f'loss {describe(learn.loss)}.')
 
 # %% ../nbs/08_safety.ipynb #safe0013c
 def note_event(e, cb, method_nm):
-    "Add to the error `e` the callback and the event that it came from"
+    "Add the callback and the event to the error `e`"
     e.add_note(f'Raised in callback {type(cb).__name__}, event {method_nm}.')
     if isinstance(e, TypeError) and f'{method_nm}() takes' in str(e):
         e.add_note(f'Events are called with the learner: def {method_nm}(self, learn).')
 
 # %% ../nbs/08_safety.ipynb #safe0015
 def _first(b):
-    "The first tensor of `b`, an empty one where there is none"
+    "Return the first tensor of `b`, or an empty one"
     return next(iter(tensors(b)), torch.empty(0, dtype=torch.long))
 
 def _devices(ts): return sorted({str(t.device) for t in ts})
@@ -90,13 +90,13 @@ _model_hints = (
 
 # %% ../nbs/08_safety.ipynb #safe0017
 def _scores_and_labels(learn):
-    "The shape of the predictions, () unless they are a tensor, and the first target"
+    "Return the shape of the predictions, () unless they are a tensor, and the first target"
     return tuple(getattr(learn.preds, 'shape', ())), _first(learn.yb)
 
 def _loss_name(learn): return getattr(learn.loss_func, '__name__', str(learn.loss_func))
 
 def _wants_classes(learn):
-    "Does the loss take class numbers for targets, by its name?"
+    "Does the loss, by its name, take class numbers as targets?"
     nm = _loss_name(learn).lower().replace('_', '')
     return 'binary' not in nm and ('crossentropy' in nm or 'nll' in nm)
 
@@ -161,18 +161,18 @@ _backward_hints = _hint_frozen, _hint_scalar_loss
 
 # %% ../nbs/08_safety.ipynb #safe0019
 def _called(e):
-    "What `call_with` was calling when `e` was raised"
+    "List what `call_with` was calling when `e` was raised"
     frames = [frame for frame,_ in traceback.walk_tb(e.__traceback__)]
     return [frame.f_locals['f'] for frame in frames if frame.f_code is call_with.__code__]
 
 def find_hint(learn, e):
-    "The likely remedy for the error `e`, or None"
+    "Return the likely remedy for the error `e`, or None"
     called = _called(e)
     hints = ()
     if not called:
         if learn.training and learn.loss is not None: hints = _backward_hints
     elif called[0] is not learn.loss_func: hints = _model_hints
-    elif not isinstance(e, (NameError,AttributeError)): hints = _loss_hints  # mistakes in its code
+    elif not isinstance(e, (NameError,AttributeError)): hints = _loss_hints  # a mistake in its code
     return next(filter(None, (hint(learn, e) for hint in hints)), None)
 
 class explained:
@@ -205,7 +205,7 @@ def check_opt_func(f):
                         f'{type(f).__name__}; pass the class, or partial(optim.AdamW, eps=1e-5).')
 
 def instances(cbs)->list:
-    "`cbs`, None, one callback or several, as a list of objects that are callbacks"
+    "Return a list of callbacks from None, one callback or several"
     if cbs is None: return []
     is_one = hasattr(cbs, 'order') or not isinstance(cbs, Iterable)
     cbs = [cbs] if is_one else list(cbs)
@@ -228,13 +228,13 @@ def check_fit_args(learn, n_epochs, train, valid):
                            'or use `with no_trace(learn) as dry: dry.fit()`.')
 
 def _own_style(nm):
-    "The name of an event as we say it, such as `after_epoch` for Lightning's `on_epoch_end`"
+    "Translate the name of an event, such as Lightning's `on_epoch_end` to `after_epoch`"
     nm = re.sub('^on_(before|after)_', r'\1_', nm)
     nm = re.sub('^on_(train_|validation_)?(.*)_end$', r'after_\2', nm)
     return re.sub('^on_(train_|validation_)?(.*)_(start|begin)$', r'before_\2', nm)
 
 def check_event_names(cb):
-    "Warn about methods of `cb` that look like events and aren't"
+    "Warn about methods of `cb` that look like events but aren't"
     for nm in dir(type(cb)):
         own = _own_style(nm)
         if nm in event_names or not own.startswith(('before_','after_','cleanup_')): continue
@@ -244,7 +244,7 @@ def check_event_names(cb):
                       f'did you mean {nearest}?')
 
 def check_steps(learn, cb):
-    "Warn about steps of `cb` that are never called since the learner's class has its own"
+    "Warn about steps of `cb` that are never called because the learner has its own"
     for nm in learn.own_steps:
         if hasattr(type(cb), nm):
             warnings.warn(f'{type(cb).__name__}.{nm} is never called, since '
@@ -262,7 +262,7 @@ def check_swapped(dls):
                       'are they swapped?')
 
 def check_loaders(learn):
-    "Raise an error if a loader is missing that the fit needs"
+    "Raise an error if the fit needs a loader that is missing"
     needed = dict(train=learn.does_train, valid=learn.does_valid)
     for nm,is_needed in needed.items():
         if is_needed and getattr(learn.dls, nm, None) is None:
@@ -270,7 +270,7 @@ def check_loaders(learn):
                              f'pass DataLoaders(train, valid), or {nm}=False to fit.')
 
 def check_fit(learn):
-    "Find mistakes that can be seen before a fit"
+    "Check for mistakes before a fit"
     check_loaders(learn)
     for cb in learn.cbs:
         check_event_names(cb)
@@ -279,7 +279,7 @@ def check_fit(learn):
 
 # %% ../nbs/08_safety.ipynb #safe0028
 def check_losses(learn):
-    "Warn about a loss that isn't finite, with the first batch that had one"
+    "Warn about a loss that isn't finite, and name its batch"
     losses = [o for o in learn.losses if o.ndim==0]
     if not losses: return
     finite = torch.stack(losses).isfinite()
@@ -298,7 +298,7 @@ def check_log_probs(learn):
                       'pass cross_entropy for logits.')
 
 def check_pass(learn):
-    "Find mistakes that can be seen after a pass over the data"
+    "Check for mistakes after a pass over the data"
     if learn.iter<0:
         raise ValueError(f'The {_kind(learn)} loader gave no batch; is it empty, '
                          'or does drop_last drop the only one?')
@@ -314,21 +314,21 @@ def keep_attrs(o, *names):
     return restore
 
 def keep_modes(model):
-    "Return a function that puts each module of `model` back into training or evaluation mode"
+    "Return a function that restores the mode of each module, training or evaluation"
     modes = [(m, m.training) for m in model.modules()]
     def restore():
         for m,training in modes: m.training = training
     return restore
 
 def keep_grads(model):
-    "Return a function that restores the gradients; a fit clears them and makes others"
+    "Return a function that restores the gradients"
     grads = [(p, p.grad) for p in model.parameters()]
     def restore():
         for p,g in grads: p.grad = None if g is None else g.to(p.device)
     return restore
 
 def keep_random_state(dls):
-    "Return a function that restores all random generators, those of loaders too"
+    "Return a function that restores all random generators, including those of loaders"
     state = random_state(dls)
     def restore(): set_random_state(state, dls)
     return restore
@@ -355,7 +355,7 @@ def keep_optimizer(opt):
 
 # %% ../nbs/08_safety.ipynb #safe0036
 class CtrlC:
-    "Context manager that holds Ctrl-C back from the call of `hold` to the end of its block"
+    "Context manager that delays Ctrl-C from the call of `hold` to the end of its block"
     def __enter__(self):
         self.handler = None
         self.held = False
@@ -371,7 +371,7 @@ class CtrlC:
 
 @contextlib.contextmanager
 def restoring(*restores):
-    "On exit, call all functions `restores`, despite errors or Ctrl-C"
+    "On exit, call all functions in `restores`, despite errors or Ctrl-C"
     with CtrlC() as ctrl_c, contextlib.ExitStack() as stack:
         for restore in restores: stack.callback(restore)
         try: yield

@@ -20,18 +20,18 @@ from .safety import instances
 
 # %% ../nbs/12_sgd.ipynb #0313903a
 def cos_anneal(start, end, pct):
-    "The value at the fraction `pct` of the way along half a cosine: slow, fast, slow"
+    "Return the value at the fraction `pct` of half a cosine: slow, fast, slow"
     return end + (start-end)*(1+math.cos(math.pi*pct))/2
 
 def lin_anneal(start, end, pct):
-    "The value at the fraction `pct` of the way along a straight line"
+    "Return the value at the fraction `pct` of a straight line"
     return start + (end-start)*pct
 
 anneals = {'cos': cos_anneal, 'linear': lin_anneal}
 
 # %% ../nbs/12_sgd.ipynb #groups01
 def momentum_key(opt):
-    "Where the groups of `opt` keep momentum: 'betas', 'momentum' or None"
+    "Return the key of momentum in the groups of `opt`: 'betas', 'momentum' or None"
     for key in 'betas','momentum':
         if key in opt.param_groups[0]: return key
 
@@ -53,8 +53,8 @@ class Schedule:
 
     def step(self):
         if self.t==self.total_steps:
-            raise ValueError(f'{type(self).__name__} has taken all its {self.t} steps; total_steps '
-                'must be epochs times batches for BatchSchedCB, epochs for EpochSchedCB.')
+            raise ValueError(f'{type(self).__name__} must take at most {self.t} steps, got more; '
+                'pass total_steps=epochs*batches for BatchSchedCB, epochs for EpochSchedCB.')
         self._write(self.t+1)
 
     def _write(self, t):
@@ -132,11 +132,11 @@ def pg(self:Learner):
     return self.opt.param_groups[0]
 
 def group_lr(learn, i=0):
-    "Learning rate of parameter group `i`"
+    "Return the learning rate of parameter group `i`"
     return learn.opt.param_groups[i]['lr']
 
 def group_mom(learn, i=0):
-    "Momentum of parameter group `i`, in Adam the first of its betas"
+    "Return the momentum of parameter group `i`, in Adam the first of its betas"
     group = learn.opt.param_groups[i]
     return group['betas'][0] if 'betas' in group else group['momentum']
 
@@ -191,8 +191,8 @@ def fit_one_cycle(self:Learner,
 
 # %% ../nbs/12_sgd.ipynb #e7ffb6d2
 class HasLearnCB(Callback):
-    "Keep the learner of the innermost fit as `self.learn`, and let go of it at the end"
-    _learners = ()  # of the fits under way, the innermost last
+    "Keep the learner of the innermost fit as `self.learn`, and drop it at the end"
+    _learners = ()  # of the running fits, the innermost last
     @property
     def learn(self): return self._learners[-1] if self._learners else None
     def before_fit(self, learn): self._learners = *self._learners, learn
@@ -204,7 +204,7 @@ def grouped_opt(
     opt_func,
     *parts # Modules of the model
 ):
-    "Make an `opt_func` for a list of rates: first the rest of the model's, if any, then the parts'"
+    "Make an `opt_func` for a list of rates: for the rest of the model, if any, then for each part"
     def make(params, lr):
         group_of = {p: i for i,part in enumerate(parts, 1) for p in part.parameters()}
         groups = [[] for _ in range(len(parts)+1)]
@@ -220,13 +220,13 @@ def grouped_opt(
 
 # %% ../nbs/12_sgd.ipynb #sgdpt07
 class TrainOnlyCB(Callback):
-    "Train only `parts` of the model in a fit: freeze the rest, running means of norms as well"
+    "Train only `parts` of the model; freeze the rest, including the running means of norms"
     order = DeviceCB.order-20  # before the model is wrapped for several processes
     def __init__(self,
         *parts # Modules of the model
     ):
         self.parts = nn.ModuleList(parts)
-        self.frozen = {}  # learner of a fit under way: parameters to unfreeze at its end
+        self.frozen = {}  # learner of a running fit: parameters to unfreeze at its end
 
     def before_fit(self, learn):
         rest = {*learn.model.parameters()} - {*self.parts.parameters()}

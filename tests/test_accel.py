@@ -681,7 +681,7 @@ def test_benchmarks_still_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, 'out', tmp_path)
     bench.loading(rounds=2)
     bench.targets()
-    for way in 'lesson','ours': bench.one_model('conv', way, steps=1)
+    for way in 'lesson','ours': bench.one_model('conv', way, n=1024)
     assert {f.name for f in tmp_path.iterdir()}=={'loading.json','targets.json'}
     batches = [(torch.randn(8,100), torch.randint(10, (8,)))]*3
     (_,bare),(_,ours) = (bench.timed(f, 64, batches) for f in (bench.bare, bench.miniai))

@@ -211,7 +211,7 @@ def test_a_filter_that_matches_nothing_warns():
     learn = learner(cb)
     learn.fit(1)
     cb.mod_filter = lambda m: False
-    with pytest.warns(UserWarning, match='HooksCallback watches nothing: .*'): learn.fit(2)
+    with pytest.warns(UserWarning, match='HooksCallback: mod_filter must match .*'): learn.fit(2)
     assert (list(cb.hooks),cb.names,n_hooks(learn.model),learn.epoch)==([],[],0,1)
 
 def test_modules_of_another_model():

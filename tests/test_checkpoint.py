@@ -211,7 +211,7 @@ def test_a_second_fit_says_what_it_does(tmp_path, capsys):
     for l in learn, learner(tmp_path/'c.pt'):
         l.fit(4, cbs=Raises('before_batch', ZeroDivisionError()))
         said = capsys.readouterr().out
-        assert 'c.pt: 4 of 4 epochs are done; a different path starts again' in said
+        assert 'c.pt: 4 of 4 epochs are done; use a different path to start again' in said
         assert outcome(l)[:2]==before
     again = learner(tmp_path/'c.pt', restart=True)
     again.fit(4)

@@ -59,7 +59,7 @@ def test_get_grid(n, kw, shape):
     assert fig.get_suptitle()=='T'
 
 def test_grid_refuses():
-    with pytest.raises(ValueError, match='do not fit on 1×2'): get_grid(3, 1, 2)
+    with pytest.raises(ValueError, match='must be at least 3, got 1×2'): get_grid(3, 1, 2)
     with pytest.raises(ValueError, match='at least one'): get_grid(0)
     with pytest.raises(ValueError, match='shorter'): show_images(torch.rand(3,1,4,4), titles='ab')
 

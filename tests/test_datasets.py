@@ -32,7 +32,7 @@ def overwritten(b): return b[:len(b)//2]+bytes(50)+b[len(b)//2+50:]
 def not_gz(b): return b'<html>404 not found</html>'
 def empty(b): return b''
 @pytest.mark.parametrize('damage, msg', [
-    (cut,'truncated'), (overwritten,'.gz'), (not_gz,'not a sound .gz'),
+    (cut,'truncated'), (overwritten,'.gz'), (not_gz,'not a valid .gz'),
     (empty,'truncated')])
 def test_damaged_gz(idx_folder, damage, msg):
     f = idx_folder/IMAGES
@@ -41,7 +41,7 @@ def test_damaged_gz(idx_folder, damage, msg):
 
 @pytest.mark.parametrize('payload, words', [
     (b'\0\0\x0d\x03'+bytes(100), ['magic number is 0x00000d03', 'expected 0x00000803']),
-    (b'\0\0\x08\x03'+bytes(5), ['not a sound .gz file, or truncated']),
+    (b'\0\0\x08\x03'+bytes(5), ['not a valid .gz file, or truncated']),
     (idx_bytes(np.zeros((40,28,28), np.uint8))[:-10], ['[40, 28, 28]', 'holds 31350 bytes']),
     (idx_bytes(np.zeros((40,28,28), np.uint8))+b'123', ['[40, 28, 28]', 'holds 31363 bytes'])],
     ids=['magic','header','short','long'])

@@ -226,7 +226,7 @@ def test_normalize_goes_where_the_images_are():
 
 @pytest.mark.parametrize('std', [0, 0., [1.,0.], -1., float('nan')])
 def test_normalize_by_nothing(std):
-    msg = 'std must be above 0, got .*: are all pixels the same'
+    msg = 'std must be above 0, got .*; are all pixels the same'
     with pytest.raises(ValueError, match=msg): Normalize(0., std)
 
 def test_normalize_can_be_traced_and_exported():

@@ -227,7 +227,7 @@ def test_other_callbacks_do_their_work():
     pad = BatchTransformCB(lambda b: (F.pad(b[0], (10,)*4),b[1]))
     s = Learner(made('conv'), DataLoaders(None, dls.valid), cbs=[pad, Predicts()]).summary()
     assert s.rows[0].input=='4×1×28×28'
-    with pytest.raises(RuntimeError, match='No predictions'): Learner(made('conv'), dls).summary()
+    with pytest.raises(RuntimeError, match='predict must set learn.preds'): Learner(made('conv'), dls).summary()
 
 def test_loaders():
     m = made('base')

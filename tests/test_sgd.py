@@ -165,7 +165,7 @@ def test_step_past_the_end(make):
     sched = make(opt)
     for _ in range(12): sched.step()
     before = read(opt),sched.t
-    msg = f'{type(sched).__name__} has taken all its 12 steps; total_steps must be epochs'
+    msg = f'{type(sched).__name__} must take at most 12 steps, got more; pass total_steps=epochs'
     for _ in range(2):
         with pytest.raises(ValueError, match=msg): sched.step()
     assert (read(opt),sched.t)==before
@@ -246,7 +246,7 @@ def test_lr_find_between_fits_changes_nothing():
 @pytest.mark.parametrize('make', [CosineAnnealing, partial(OneCycle, max_lr=.1, pct_start=.8)])
 def test_fit_longer_than_its_schedule(cb, total, epochs, make):
     rec = RecorderCB()
-    with pytest.raises(ValueError, match=f'taken all its {total} steps; total_steps') as e:
+    with pytest.raises(ValueError, match=f'must take at most {total} steps, got more') as e:
         learner(cb(partial(make, total_steps=total)), rec).fit(epochs)
     event = 'after_batch' if cb is BatchSchedCB else 'after_epoch'
     assert f'Raised in callback {cb.__name__}, event {event}.' in e.value.__notes__
