@@ -102,7 +102,7 @@ def plot_confusion(
     for i,j in zip(*counts.to_numpy().nonzero()):
         color = 'w' if dark.iat[i,j]>.6 else 'k'
         ax.text(j, i, counts.iat[i,j], ha='center', va='center', color=color)
-    ax.set(title='Confusion matrix', xlabel='predicted class', ylabel='class')
+    ax.set(title='What each class was taken for', xlabel='predicted class', ylabel='class')
     ax.set_yticks(range(n), counts.index)
     ax.set_xticks(range(n), counts.columns, rotation=90)
 
