@@ -9,7 +9,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # a venv beside .venv that takes torch and the rest from there
 beside = rm -rf $(1); $(BIN)/python -m venv $(1) && $(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/base.pth
 
-.PHONY: help train lab test test-notebooks test-pytest test-nbdev2 bench export execute readme clean
+.PHONY: help train lab test test-notebooks test-pytest test-nbdev2 bench docs export execute publish readme clean
 
 help:
 	@echo 'make train     train the lesson'"'"'s conv model on Fashion-MNIST (OPTS="--recipe base --seed 1")'
@@ -18,6 +18,8 @@ help:
 	@echo 'make bench     measure speed against other libraries (PARTS="loops models"), alone on the machine'
 	@echo 'make export    write miniai/*.py and learner.pyi from the notebooks'
 	@echo 'make execute   clean the notebooks and run them, outputs in place (NBS="nbs/09_learner.ipynb")'
+	@echo 'make docs      build the site: build/site/index.html'
+	@echo 'make publish   set the address of the repository in settings, badges and cells (REPO=https://...)'
 	@echo 'make readme    write README.md from nbs/index.ipynb'
 
 # A stamp is written when everything is installed. A venv that was made here and has none was left half made:
@@ -72,9 +74,21 @@ export: $(VENV)/.dev
 	$(BIN)/nbdev-export
 	$(BIN)/python tools/stubs.py
 
+$(VENV)/.docs: $(VENV)/.dev
+	@echo 'Installing Sphinx into $(VENV).'
+	@$(BIN)/python $(PIP) -e '.[docs]'
+	@touch $(VENV)/.train $< $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python tools/docs.py
+
 NBS ?= $(wildcard nbs/*.ipynb)
 execute: $(VENV)/.dev export
 	for nb in $(NBS); do $(BIN)/nbdev-clean --fname $$nb && $(BIN)/jupyter execute --inplace $$nb || exit 1; done
+
+publish: $(VENV)/.dev
+	$(BIN)/python tools/publish.py '$(REPO)'
+	$(MAKE) readme
 
 readme: $(VENV)/.dev
 	$(BIN)/jupyter nbconvert --to markdown --stdout --log-level=WARN --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide nbs/index.ipynb \

@@ -8,7 +8,9 @@ ini = ConfigParser(delimiters=['='])
 ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 extras = [k for k in cfg if k.endswith('_requirements')]
-url = cfg['git_url']
+url = cfg['git_url']  # empty until `make publish` sets it
+links = {'Source': url, 'Issues': f'{url}/issues',
+         'Changelog': f"{url}/blob/{cfg['branch']}/CHANGELOG.md"}
 
 setup(
     name=cfg['lib_name'],
@@ -18,11 +20,9 @@ setup(
     long_description_content_type='text/markdown',
     keywords=cfg['keywords'],
     author=cfg['author'],
-    author_email=cfg['author_email'],
     license='Apache-2.0',
     license_files=['LICENSE'],
-    project_urls={'Source': url, 'Issues': f'{url}/issues',
-                  'Changelog': f"{url}/blob/{cfg['branch']}/CHANGELOG.md"},
+    project_urls=links if url else {},
     packages=[cfg['lib_path']],
     package_data={cfg['lib_path']: ['sample/*', 'board.jsonl', 'learner.pyi', 'py.typed']},
     include_package_data=False,

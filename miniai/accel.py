@@ -67,7 +67,7 @@ class MixedPrecision(Callback):
     order = DeviceCB.order+10
     def __init__(self,
         dtype=None, # Or `bf16`, `fp16`; `no` switches it off; None takes `amp_dtype`
-        n_inp=1 # How many items of a batch are inputs; the learner asks for it
+        n_inp=1 # How many items of a batch are inputs; the learner reads it
     ):
         self.dtype = _dtypes.get(dtype, dtype)
         if self.dtype not in (None, *_dtypes.values()):
@@ -168,7 +168,7 @@ def _take_grads(model):
     return grads
 
 class AccumCB(Callback):
-    "Step once in `k` batches, as if they were one, and at the end of an epoch"
+    "Step every `k` batches, as if they were one, and at the end of an epoch"
     order = MixedPrecision.order+1
     skip_dry_run = True
     def __init__(self, k):
@@ -208,7 +208,7 @@ class AccumCB(Callback):
 
 # %% ../nbs/17_accel.ipynb #a16clip1
 class ClipCB(Callback):
-    "Clip the gradients of each step to a norm of `max_norm`; `norm` is the norm before"
+    "Clip each step's gradients to norm `max_norm`; `norm` is the norm before clipping"
     order = AccumCB.order+1
     def __init__(self, max_norm=1.): self.max_norm = max_norm
     def after_backward(self, learn):
@@ -265,7 +265,7 @@ def _means(cb):
     for m in metrics:
         if not hasattr(m, 'sync'):  # metrics of torchmetrics do it themselves
             raise TypeError(f'A metric must have sync, to add up over processes, got {m}; '
-                            'derive it from Metric, or pass one of torchmetrics.')
+                            'derive it from Metric, or use torchmetrics.')
     return [m for m in metrics if isinstance(m, Metric)]
 
 class AccelerateCB(Callback):
@@ -273,7 +273,7 @@ class AccelerateCB(Callback):
     order = DeviceCB.order-10
     ddp = None
     def __init__(self,
-        n_inp=1, # How many items of a batch are inputs; the learner asks for it
+        n_inp=1, # How many items of a batch are inputs; the learner reads it
         mixed_precision='no', # `bf16` and `fp16` add `MixedPrecision`
         **kwargs # For Hugging Face's `Accelerator`
     ):
@@ -287,7 +287,7 @@ class AccelerateCB(Callback):
         n = int(os.environ.get('WORLD_SIZE', self.n))
         if self.n!=n:
             raise RuntimeError(f'AccelerateCB must join {n} processes (WORLD_SIZE), got {self.n}; '
-                               'create it before any Accelerator, without a GPU with cpu=True.')
+                               'create it before any Accelerator; with no GPU, pass cpu=True.')
 
     def before_fit(self, learn):
         learn.model.to(self.acc.device)

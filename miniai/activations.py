@@ -16,7 +16,7 @@ from .learner import Callback
 
 # %% ../nbs/10_activations.ipynb #dff9eb5b
 class Hook:
-    "Call `f(hook, module, inputs, output)` after each forward of `m`; it may return a new output"
+    "Call `f(hook, module, inputs, output)` after each call to `m`; it may return a new output"
     handle = None
     def __init__(self, m, f):
         ref = weakref.ref(self)  # the module keeps `call`, so `call` must not keep the hook
@@ -46,7 +46,7 @@ class Hooks(list):
 
 # %% ../nbs/10_activations.ipynb #5111fbab
 class HooksCallback(Callback):
-    "Call `hookfunc(hook, module, inputs, output)` after each forward of a module during a fit"
+    "Call `hookfunc(hook, module, inputs, output)` after each call to a module during a fit"
     skip_dry_run = True
     def __init__(self,
         hookfunc, # Function to call; a result other than None replaces the output
@@ -122,7 +122,7 @@ class ActivationStats(HooksCallback):
     def __init__(self,
         mod_filter=noop, # Function that says which modules to watch, or a class of modules
         bins=40, # Number of bins of the histogram of absolute values
-        top=10., # Where the last bin ends, which also holds all larger values
+        top=10., # End of the last bin, which also holds all larger values
         **kwargs
     ):
         super().__init__(partial(_append_stats, bins=bins, top=top), mod_filter, **kwargs)

@@ -77,7 +77,7 @@ def show_image_batch(
 ):
     "Show images of the first training batch as they reach the model"
     with no_trace(self, train=False) as dry:
-        torch.seed()  # each call shows other random changes
+        torch.seed()  # each call shows new random changes
         random.seed()
         dry.fit(1, valid=False, cbs=[*instances(cbs), _BatchReadyCB()])
     images,*targs = tensors(to_cpu(dry.batch))
@@ -106,7 +106,7 @@ def _shifted(x, n, size, padding): # Numbers (n,size) of rows or columns, after 
     return (shift+torch.arange(size, device=x.device)).clamp(0, size-1)
 
 class RandCrop(_RandTfm):
-    "Crop images padded with their edge back to their size; one draw per batch or `per_image`"
+    "Pad images with their edge, and crop back to size; one draw per batch or `per_image`"
     def __init__(self, padding=1, per_image=False):
         super().__init__()
         self.padding = padding
@@ -265,7 +265,7 @@ class TTACB(Callback):
     def _mean(self, *preds):
         shape = preds[0].shape
         if self.probs and (len(shape)<2 or shape[1]<2):
-            raise ValueError('Predictions must be scores of two classes or more, got shape '
+            raise ValueError('Predictions must be scores of two or more classes, got shape '
                              f'{tuple(shape)}; pass probs=False.')
         preds = torch.stack(preds).float()
         if not self.probs: return preds.mean(0)

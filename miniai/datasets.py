@@ -38,7 +38,7 @@ def load_idx(path, ndim)->np.ndarray:
     if magic!=0x800+ndim:
         raise bad(f'magic number is 0x{magic:08x}, expected 0x{0x800+ndim:08x}')
     if len(data)!=math.prod(shape):
-        raise bad(f'the header promises {shape}, the file holds {len(data)} bytes')
+        raise bad(f'the header says {shape}, but the file has {len(data)} bytes')
     return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
 # %% ../nbs/05_datasets.ipynb #b2e28804
@@ -142,7 +142,7 @@ def image_pixels(
     if mode not in (None,'L','RGB','RGBA'):
         raise ValueError(f"mode must be None, 'L', 'RGB' or 'RGBA', got {mode!r}.")
     if im.mode[0] in 'IF':
-        raise ValueError(f'im must have 8 bits a color, got mode {im.mode}; '
+        raise ValueError(f'im must have 8-bit channels, got mode {im.mode}; '
                          'scale its values to 0 to 255 first.')
     if mode is None: mode = 'L' if im.mode in ('1','L','LA') else 'RGB'
     im = im.convert(mode)  # a copy, even if it has that mode already
@@ -209,7 +209,7 @@ class TensorLoader:
     def __init__(self, x, y, batch_size, shuffle=False, drop_last=False, seed=None):
         check_whole(batch_size=batch_size)
         if len(x)!=len(y):
-            raise ValueError(f'x and y must be equally long, got {len(x)} and {len(y)}.')
+            raise ValueError(f'x and y must match in length, got {len(x)} and {len(y)}.')
         self.x,self.y = x,y
         self.batch_size = int(batch_size)
         self.drop_last = drop_last

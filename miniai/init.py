@@ -55,9 +55,9 @@ def lsuv_init(
     xb, # A batch of inputs
     pairs=None, # (module to measure, layer to change) in forward order; None pairs each with itself
     tol=1e-2, # Tolerance for the standard deviation 1 and the mean 0
-    max_iter=50, # Most changes of a layer
+    max_iter=50, # Most changes per layer
 ):
-    "Scale weights and shift biases, layer by layer, to outputs of mean 0 and standard deviation 1"
+    "Scale weights and shift biases, layer by layer, to get mean 0 and standard deviation 1"
     if isinstance(xb, nn.Module):  # the course's call is lsuv_init(model, m, m_in, xb)
         pairs,xb = [(xb,pairs)],tol
         tol = 1e-3
@@ -83,7 +83,7 @@ def _unit_variance(model, xb, m, m_in, tol, max_iter): # Change `m_in` for the o
         mean,std = hook.stats
         found = f'The output of {m} has mean {mean:.3g} and standard deviation {std:.3g}'
         if not 0<std<math.inf:
-            raise ValueError(f'{found}, which no scale makes 1: '
+            raise ValueError(f'{found}, so no scaling works: '
                              'is something before it constant or infinite?')
         is_centered = m_in.bias is None or abs(mean)<=tol
         if is_centered and abs(std-1)<=tol: return
@@ -113,7 +113,7 @@ class Normalize(nn.Module):
 def _n_items(b): return len(b) if isinstance(b, (tuple,list,Mapping)) else 0
 
 class BatchTransformCB(Callback):
-    "Replace each batch by `tfm(batch)`, which keeps its items and may add some, on the device"
+    "On the device, replace each batch with `tfm(batch)`, which may add items but not drop any"
     order = DeviceCB.order+1
     def __init__(self, tfm, on_train=True, on_val=True):
         self.tfm = tfm

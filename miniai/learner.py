@@ -127,7 +127,7 @@ class Learner:
         train:bool=True, # False only evaluates: model and random states don't change
         valid:bool=True,
         cbs=None, # More callbacks, for this fit alone
-        lr=None # A learning rate for this training alone
+        lr=None # A learning rate for this fit alone
     ):
         "Train and validate for `n_epochs` epochs"
         check_fit_args(self, n_epochs, train, valid)
@@ -240,7 +240,7 @@ class Learner:
 # %% ../nbs/09_learner.ipynb #92a6807f
 class TrainCB(Callback):
     "The usual training step: predict, loss, backward, step, zero the gradients"
-    def __init__(self, n_inp=1): # How many items of a batch are inputs; the learner asks for it
+    def __init__(self, n_inp=1): # How many items of a batch are inputs; the learner reads it
         self.n_inp = n_inp
     def predict(self, learn): learn.preds = call_with(learn.model, learn.xb)
     def get_loss(self, learn): learn.loss = call_with(learn.loss_func, learn.yb, learn.preds)
@@ -360,7 +360,7 @@ class Accuracy(Metric):
         top = preds.argmax(1) if are_scores else None
         if top is None or top.shape!=target.shape or target.is_floating_point():
             raise ValueError(
-                'Accuracy must get scores of shape (n,classes,...), two classes or more, and '
+                'Accuracy must get scores of shape (n,classes,...), two or more classes, and '
                 f'labels of shape (n,...), got {describe(preds)} and {describe(target)}.')
         self.add((top==target).sum(), 1, target.numel())
 
@@ -495,7 +495,7 @@ class MetricsCB(Callback):
                                  "pass prefix='...' to MetricCollection.")
             self.row |= columns
         self.row[f'{kind}_seconds'] = time.perf_counter()-self.start
-        self.loss.reset()  # a pass that is cancelled at its start has no row
+        self.loss.reset()  # a pass that is canceled at its start has no row
     def cleanup_epoch(self, learn):
         more_to_come = learn.training and learn.does_valid
         if not more_to_come: self._log(learn)

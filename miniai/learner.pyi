@@ -107,7 +107,7 @@ class Learner():
     def classify(self, data) -> tuple:
         'Predict what an image shows'
     def export(self, path: str, dynamic=()):
-        'Save model and validation transforms as a program without miniai, for batches of any size'
+        'Save model and validation transforms as a standalone program, for batches of any size'
     def summary(self, depth=1) -> Summary:
         'Show shapes, parameters and MACs of the modules for one validation batch; a dry run'
     @property

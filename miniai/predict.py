@@ -123,21 +123,21 @@ def _picture_args(learn, batch): # Arguments of `_pixels`, for images like those
     channels = x.shape[1] if x.ndim==4 else None
     mode = {1: 'L', 3: 'RGB', 4: 'RGBA'}.get(channels)
     if mode is None or low<0 or high>1:
-        raise ValueError('The images in dls.valid must be (n,c,h,w) and from 0 to 1 to take a '
+        raise ValueError('The images in dls.valid must be (n,c,h,w) and from 0 to 1 to read a '
                          f'picture, got {describe(x)} from {low:.3g} to {high:.3g}; '
-                         'pass a tensor made as they are.')
+                         'pass a tensor like them.')
     resize = getattr(learn.dls, 'resize', 'crop')
     return dict(size=tuple(x.shape[2:]), mode=mode, resize=resize)
 
 def _pixels(im, size, mode, resize): # The picture `im` as bytes (c,h,w)
     from torchvision.transforms.functional import to_pil_image
     if not mode:
-        raise ValueError('size and mode must be known to take a picture, got none; '
+        raise ValueError('size and mode must be known to read a picture, got none; '
                          'pass a tensor (c,h,w) made as the model expects it.')
     if isinstance(im, (str,os.PathLike)): im = Image.open(im)
     if isinstance(im, np.ndarray) and im.dtype==np.uint8: im = to_pil_image(im)
     if not isinstance(im, Image.Image) or im.mode[0] in 'IF':
-        raise ValueError('A picture must be a path, or a PIL image or array of 8 bits a color, '
+        raise ValueError('A picture must be a path, or a PIL image or array of 8-bit channels, '
                          f'got {im!r:.80}; pass a tensor (c,h,w) from 0 to 1.')
     return image_pixels(im, size, mode, resize)
 
@@ -177,7 +177,7 @@ class Classifier:
         vocab=None, # Class names; None numbers them
         size=None, # Height and width of the images, a number or a pair
         mode=None, # `RGB`, or `L` for gray
-        resize='crop', # How pictures are brought to this size
+        resize='crop', # How to bring pictures to this size
     ):
         if getattr(model, 'training', False):
             raise ValueError('model must be in evaluation mode, got one in training mode; '
@@ -201,7 +201,7 @@ class Classifier:
         if not images: return []
         with torch.no_grad(): scores = tensors(self.model(torch.stack(images)))[0]
         if scores.ndim!=2 or scores.shape[1]<2:
-            raise ValueError('The model must give two scores or more for an image, got shape '
+            raise ValueError('The model must give two or more scores for an image, got shape '
                              f'{tuple(scores.shape)}; use get_preds.')
         names = _class_names(self, scores.shape[1])
         probs,best = scores.softmax(1).max(1)
@@ -258,10 +258,10 @@ def _cpu_program(learn, batch, dynamic): # Model and transforms, as torch.export
 @patch
 def export(
     self:Learner,
-    path:str, # A file .pt2 for `load_classifier` and `torch.export.load`, or .onnx
+    path:str, # A .pt2 file for `load_classifier` and `torch.export.load`, or .onnx
     dynamic=(), # Dimensions that may vary besides 0, the batch: (1,) is the length of a text
 ):
-    "Save model and validation transforms as a program without miniai, for batches of any size"
+    "Save model and validation transforms as a standalone program, for batches of any size"
     batch = _example(self)
     program = _cpu_program(self, batch, dynamic)
     if str(path).endswith('.onnx'):

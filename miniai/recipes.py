@@ -71,7 +71,7 @@ class Recipe(NamedTuple):
     opt:str='adamw' # Optimizer: adamw or muon
     sched:str='one_cycle' # Schedule of the learning rate: one_cycle or linear
     smoothing:float=0. # Label smoothing
-    alt_flip:bool=False # Mirror every image at every second epoch?
+    alt_flip:bool=False # Mirror every image in every other epoch?
     batch_size:int=1024
     seed:int=42
     valid:int=0 # Training images to hold out and validate on
@@ -108,9 +108,9 @@ def _check_name(field, name, known):
 def get_recipe(
     recipe:str='conv', # Name of a recipe; an unknown one lists them all
     model:str=None, # Model, if not the recipe's; an unknown one lists them all
-    epochs:int=None, # Passes over the training images, if not as many as the recipe's
+    epochs:int=None, # Passes over the training images, if not the recipe's
     lr:float=None, # Highest learning rate of the schedule, if not the recipe's
-    batch_size:int=None, # Images in a batch, if not as many as the recipe's
+    batch_size:int=None, # Images in a batch, if not the recipe's
     seed:int=42, # Seed of the weights and of the order of the images
     valid:int=0, # Training images to hold out and validate on, instead of the test images
     amp:str='auto' # Half precision: no, bf16 or fp16; auto takes what is fastest here
@@ -244,7 +244,7 @@ def _train_run(learn, members, restart):
     if _n_processes()>1: torch.distributed.barrier()
 
 def _measure_ensemble(learn, members):
-    "Evaluate the members as one model, with the numbers of their trainings in its history"
+    "Evaluate the members as one model, with the numbers of their training in its history"
     for net,member in zip(learn.model, members): net.load_state_dict(member.model.state_dict())
     learn.fit(1, train=False)
     row = learn.history[-1]
@@ -371,7 +371,7 @@ def load_results(
 def training_macs(
     results # As `load_results` gives them
 )->pd.Series:
-    "Count the MACs of each whole training: forward, and twice as many backward"
+    "Count the MACs of each whole run: forward, and twice as many backward"
     images = results.images.fillna(_n_train-results.valid.fillna(0))
     return 3*results.macs*images*results.epochs
 
@@ -417,5 +417,5 @@ def main(**kwargs):
     if rank_distrib(): sys.stdout = open(os.devnull, 'w') # only the first process prints
     try: train_or_load(**kwargs)
     except KeyboardInterrupt: sys.exit('miniai-train: stopped; the same command (without '
-                                       '--restart) goes on after the last whole epoch')
+                                       '--restart) resumes after the last full epoch')
     except (ValueError, OSError, ImportError) as e: sys.exit(f'miniai-train: {e}')

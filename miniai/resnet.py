@@ -55,7 +55,7 @@ def _last_grid(size, n): # Height and width after `n` blocks; all but the first 
     most = 1 + math.ceil(math.log2(max(h, w)))
     if n>most:
         raise ValueError(f'nfs must hold at most {most} widths for an input of size {size}, as the '
-                         f'grid is 1×1 then, got {n}; pass fewer, or a larger size.')
+                         f'grid is then 1×1, got {n}; pass fewer, or a larger size.')
     shrink = 2**(n-1)
     return math.ceil(h/shrink), math.ceil(w/shrink)
 

@@ -99,7 +99,7 @@ class OneCycle(Schedule):
 
 # %% ../nbs/12_sgd.ipynb #905fdf56
 class BaseSchedCB(Callback):
-    "Build a scheduler by `sched(opt)`, from the optimizer of each training fit"
+    "Build a scheduler with `sched(opt)` for each training fit's optimizer"
     skip_dry_run = True
     def __init__(self, sched):
         if not callable(sched):

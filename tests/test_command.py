@@ -249,7 +249,7 @@ class Dies(ProgressCB):
 def stop_in_epoch_2(quick, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(miniai.recipes, 'ProgressCB', Dies)
-        fails('stopped', 'the same command', 'goes on after the last whole epoch', **quick)
+        fails('stopped', 'the same command', 'resumes after the last full epoch', **quick)
     return run_of(quick['out'])
 
 def test_a_stopped_run_goes_on_and_an_edited_one_does_not(quick, monkeypatch, capsys):

@@ -286,7 +286,7 @@ def test_batch_size(bs):
     with pytest.raises(ValueError, match=msg): DataLoaders.from_tensors({'train': split(4)}, bs)
 
 def test_inputs_and_targets_of_one_length():
-    with pytest.raises(ValueError, match='equally long, got 3 and 2'):
+    with pytest.raises(ValueError, match='match in length, got 3 and 2'):
         TensorLoader(torch.zeros(3,1), torch.zeros(2), 1)
 
 @pytest.mark.parametrize('n, msg', [

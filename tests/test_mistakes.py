@@ -92,7 +92,7 @@ MISTAKES = {
     'a file that is not there': (lambda: pictures().classify('no.png'), 'no.png'),
     'a picture without a validation loader': (
         lambda: TrainLearner(toy_model(), None, F.cross_entropy).classify(Image.new('L', (6,6))), 'pass DataLoaders('),
-    'one number is no class': (lambda: pictures(n_out=1).classify(X[0]), 'two scores or more'),
+    'one number is no class': (lambda: pictures(n_out=1).classify(X[0]), 'two or more scores'),
     'an ordinary file of torch': (lambda: torch_file(), 'torch.load(path, weights_only=True)'),
     'a precision misspelled': (lambda: MixedPrecision('half'), 'dtype must be one of'),
     'a metric with no direction': (

@@ -56,7 +56,7 @@ def test_building_prints_no_warning(built):
 
 def test_wheel_holds_the_package_and_nothing_else(built):
     names = zipfile.ZipFile(built[1]).namelist()
-    pkg = sorted(n for n in names if not n.startswith('miniai-'))
+    pkg = sorted(n for n in names if not n.startswith('miniai_lesson-'))
     assert pkg==sorted(f for f in tracked() if f.startswith('miniai/'))
     assert len([n for n in pkg if n.startswith('miniai/sample/')])==5
 
@@ -70,7 +70,8 @@ def test_wheel_metadata(built):
         for r in cfg[f'{extra}_requirements'].split():
             name = re.split('[<>=]', r)[0]
             assert re.search(rf'Requires-Dist: {name}\b.*; extra == "{extra}"', meta), r
-    assert f"Project-URL: Source, https://github.com/{cfg['user']}/{cfg['repo']}\n" in meta
+    assert f"Name: {cfg['lib_name']}\n" in meta and cfg['lib_name']!='miniai'  # another project's
+    assert ('Project-URL: Source' in meta)==bool(cfg['git_url'])
     entry = z.read(next(n for n in z.namelist() if n.endswith('entry_points.txt'))).decode()
     assert 'miniai-train = miniai.recipes:main' in entry
 
@@ -271,11 +272,26 @@ def test_readme_is_made_from_the_index():
     assert 'make test' in (ROOT/'.ci/run').read_text()
     assert '.ci/run' in (ROOT/'.github/workflows/ci.yml').read_text()
 
-def test_badges_and_install_cells():
-    "Each notebook opens on Colab and Kaggle, and installs miniai there"
-    spec = importlib.util.spec_from_file_location('open_in', ROOT/'tools/open_in.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    for nb in (ROOT/'nbs').glob('*.ipynb'):
+@pytest.mark.parametrize('url', ['https://github.com/you/clothes', ''])
+def test_publish_sets_the_address_everywhere_or_removes_it(tmp_path, url):
+    for f in 'settings.ini','setup.py','README.md': shutil.copy(ROOT/f, tmp_path)
+    for d in 'nbs','tools': shutil.copytree(ROOT/d, tmp_path/d)
+    run(sys.executable, 'tools/publish.py', 'https://github.com/other/one.git', cwd=tmp_path)
+    run(sys.executable, 'tools/publish.py', url, cwd=tmp_path)
+    assert f'git_url = {url}'.strip()+'\n' in (tmp_path/'settings.ini').read_text()
+    for nb in (tmp_path/'nbs').glob('*.ipynb'):
         title,first = source(cells(nb, 'markdown')[:1]),source(cells(nb)[:1])
-        assert tool.badges(nb.name) in title and first==tool.install(), nb.name
+        assert ('colab.research.google.com/github/you/clothes/blob' in title)==bool(url), nb.name
+        assert (f'git+{url}' in first)==bool(url), nb.name
+        assert 'other/one' not in nb.read_text()
+        ours = source([c for c in cells(nb) if c['id']!='open-in'])
+        was = source([c for c in cells(ROOT/'nbs'/nb.name) if c['id']!='open-in'])
+        assert ours==was and (url or ours==source(cells(nb)))
+    with pytest.raises(subprocess.CalledProcessError):
+        run(sys.executable, 'tools/publish.py', 'github.com/you', cwd=tmp_path)
+
+def test_no_link_leads_nowhere():
+    "Links to the repository are there only if settings.ini has its address"
+    url = cfg['git_url']
+    for f in [*(ROOT/'nbs').glob('*.ipynb'), ROOT/'README.md']:
+        assert ('colab.research.google.com' in f.read_text())==bool(url), f'make publish: {f.name}'

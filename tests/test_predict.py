@@ -236,7 +236,7 @@ def test_classify_wants_a_file_of_a_picture(tmp_path):
 def test_classify_wants_classes(n):
     learn = color_learner(1)
     learn.model.append(nn.Linear(3,1) if n else nn.Unflatten(1, (3,1,1)))
-    refused(r'two scores or more.*got shape \(1,.*use get_preds', learn.classify, images((1,9,14)))
+    refused(r'two or more scores.*got shape \(1,.*use get_preds', learn.classify, images((1,9,14)))
 
 def test_get_preds_of_a_path(tmp_path):
     learn = color_learner()

@@ -108,7 +108,7 @@ def test_a_training_inside_its_own_fit():
     ('before_backwards','after_backward')])
 def test_misspelled_events(nm, near):
     cb = type('Typo', (Callback,), {nm: lambda self, learn: None})()
-    with pytest.warns(UserWarning, match=f'Typo.{nm} is never called, .* did you mean {near}'):
+    with pytest.warns(UserWarning, match=f'Typo.{nm} is never called: .* did you mean {near}'):
         toy(cbs=cb).fit(1)
 
 def test_steps_that_the_learner_has_itself():
