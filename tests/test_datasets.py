@@ -42,8 +42,8 @@ def test_damaged_gz(idx_folder, damage, msg):
 @pytest.mark.parametrize('payload, words', [
     (b'\0\0\x0d\x03'+bytes(100), ['magic number is 0x00000d03', 'expected 0x00000803']),
     (b'\0\0\x08\x03'+bytes(5), ['not a valid .gz file, or truncated']),
-    (idx_bytes(np.zeros((40,28,28), np.uint8))[:-10], ['[40, 28, 28]', 'holds 31350 bytes']),
-    (idx_bytes(np.zeros((40,28,28), np.uint8))+b'123', ['[40, 28, 28]', 'holds 31363 bytes'])],
+    (idx_bytes(np.zeros((40,28,28), np.uint8))[:-10], ['[40, 28, 28]', 'has 31350 bytes']),
+    (idx_bytes(np.zeros((40,28,28), np.uint8))+b'123', ['[40, 28, 28]', 'has 31363 bytes'])],
     ids=['magic','header','short','long'])
 def test_payload(idx_folder, payload, words):
     (idx_folder/IMAGES).write_bytes(gzip.compress(payload))

@@ -146,9 +146,9 @@ def full(v): return torch.full((4,1,16,16), v)
 @pytest.mark.parametrize('make, msg', [
     (lambda m: dict(pairs=[(nn.ReLU(), m[0][0])]), r'must take part in model\(xb\), got ReLU\(\)'),
     (lambda m: dict(tol=1e-9, max_iter=1), 'Conv2d.* after 1 changes: raise tol'),
-    (lambda m: dict(xb=full(float('nan'))), 'mean nan and standard deviation nan, which no'),
+    (lambda m: dict(xb=full(float('nan'))), 'mean nan and standard deviation nan, so no scaling'),
     (lambda m: dict(xb=full(float('inf'))), 'so no scaling works'),
-    (lambda m: dict(xb=full(0.)), 'deviation 0, which .* is something before it constant')])
+    (lambda m: dict(xb=full(0.)), 'deviation 0, so .* is something before it constant')])
 def test_lsuv_errors(xb, make, msg):
     m = prepared().apply(init_weights)
     before = trace(m, True)

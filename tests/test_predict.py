@@ -224,7 +224,7 @@ def test_classify_without_a_valid_loader():
 @pytest.mark.parametrize('im', [
     np.zeros((9,14,3)), Image.new('I;16', (14,9)), Image.new('F', (14,9)), None, {'a': 1}])
 def test_classify_wants_pictures_of_eight_bits(im):
-    refused('(?s)A picture must be .*8 bits.*got .*; pass', color_learner().classify, im)
+    refused('(?s)A picture must be .*8-bit.*got .*; pass', color_learner().classify, im)
 
 def test_classify_wants_a_file_of_a_picture(tmp_path):
     learn = color_learner()
