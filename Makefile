@@ -9,7 +9,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # a venv beside .venv that takes torch and the rest from there
 beside = rm -rf $(1); $(BIN)/python -m venv $(1) && $(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/base.pth
 
-.PHONY: help train lab test test-notebooks test-pytest test-nbdev2 bench docs export execute publish readme clean
+.PHONY: help train lab test test-notebooks test-pytest test-nbdev2 lint bench docs dist export execute publish readme clean
 
 help:
 	@echo 'make train     train the lesson'"'"'s conv model on Fashion-MNIST (OPTS="--recipe base --seed 1")'
@@ -18,6 +18,8 @@ help:
 	@echo 'make bench     measure speed against other libraries (PARTS="loops models"), alone on the machine'
 	@echo 'make export    write miniai/*.py and learner.pyi from the notebooks'
 	@echo 'make execute   clean the notebooks and run them, outputs in place (NBS="nbs/09_learner.ipynb")'
+	@echo 'make lint      check names and lines with ruff'
+	@echo 'make dist      build sdist and wheel in dist/, and try both'
 	@echo 'make docs      build the site: build/site/index.html'
 	@echo 'make publish   set the address of the repository in settings, badges and cells (REPO=https://...)'
 	@echo 'make readme    write README.md from nbs/index.ipynb'
@@ -73,6 +75,20 @@ bench: $(BENCH)/.installed
 export: $(VENV)/.dev
 	$(BIN)/nbdev-export
 	$(BIN)/python tools/stubs.py
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+# Each file is installed into a venv of its own, every module imported, and the command run on the sample
+TRY := import importlib, pkgutil, miniai; [importlib.import_module(f"miniai.{m.name}") for m in pkgutil.iter_modules(miniai.__path__)]; print(miniai.__file__)
+TRAIN := --recipe base --epochs 1 --data sample --restart --out $(CURDIR)/build/dist-run
+
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	for f in $(CURDIR)/dist/*; do $(call beside,build/dist) && build/dist/bin/python $(PIP) --no-deps $$f && (cd / && $(CURDIR)/build/dist/bin/python -c '$(TRY)' && $(CURDIR)/build/dist/bin/miniai-train $(TRAIN)) || exit 1; done
+	$(BIN)/python -m zipfile --list dist/*.whl
 
 $(VENV)/.docs: $(VENV)/.dev
 	@echo 'Installing Sphinx into $(VENV).'

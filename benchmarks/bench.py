@@ -14,7 +14,6 @@ not installed are left out, by name. Each part prints its table and writes it to
 machine it ran on; `loops` draws a chart as well. Leave the machine alone meanwhile: nothing else should run."""
 import contextlib, importlib.metadata, io, json, os, platform, statistics, subprocess, sys, time, warnings
 from datetime import date
-from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn, optim
@@ -91,7 +90,6 @@ def lightning(model, batches):
 
 def skorch(model, batches):
     from skorch import NeuralNetClassifier
-    from skorch.callbacks import EpochScoring
     net = NeuralNetClassifier(model, criterion=nn.CrossEntropyLoss, optimizer=optim.SGD, lr=.01, max_epochs=1,
                               train_split=None, iterator_train=lambda ds, **kwargs: batches, classes=list(range(10)))
     net.fit(np.zeros((1,100), dtype=np.float32), np.zeros(1, dtype=np.int64))

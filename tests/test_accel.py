@@ -354,7 +354,7 @@ def test_one_batch_at_a_time_changes_nothing():
 
 def test_accumulating_with_the_others():
     "One clipped step, one averaged set of weights for each group, in half precision too"
-    clip,ema,norms = ClipCB(.01),EMACB(.5),[]
+    clip,ema = ClipCB(.01),EMACB(.5)
     steps = See('after_step', lambda l: ema.ema.n_averaged.item())
     fit(make(cbs=[AccumCB(4), clip, ema, steps]), 1)
     assert steps.seen==[0,0,0,1,1,1,1,2]
@@ -367,7 +367,7 @@ def test_clipping():
     clip = ClipCB(.05)
     def grads(learn): return [p.grad.clone() for p in learn.model.parameters()]
     before,after = (See('after_backward', grads, o) for o in (-1,500))
-    learn = fit(make(cbs=[clip, before, after]), 1)
+    fit(make(cbs=[clip, before, after]), 1)
     for a,b in zip(before.seen, after.seen, strict=True):
         norm = torch.cat([o.flatten() for o in a]).norm()
         assert norm>.05 and torch.cat([o.flatten() for o in b]).norm()==pytest.approx(.05, rel=1e-4)

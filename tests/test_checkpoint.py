@@ -4,11 +4,10 @@ import torch, torch.nn.functional as F
 from functools import partial
 from pathlib import Path
 from torch import optim
-import miniai.augment  # capture_preds
+import miniai.augment  # noqa: F401, it adds capture_preds
 from miniai.accel import EMACB
 from miniai.checkpoint import *
 from miniai.core import set_seed
-from miniai.datasets import DataLoaders
 from miniai.learner import Accuracy, Callback, CancelEpochException, MetricsCB, MomentumLearner, TrainLearner
 from miniai.sgd import BatchSchedCB, CosineAnnealing, EpochSchedCB, OneCycle
 from conftest import At, Raises, toy, toy_dls, toy_model

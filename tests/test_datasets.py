@@ -341,7 +341,7 @@ def colors(n=4, h=8, w=6): return [np.full((h,w,3), [20*i,9,200], np.uint8) for 
 def test_image_folder(folder):
     dd = folder[1]()['train'].train_test_split(4, seed=0)
     dls = DataLoaders.from_dd(dd, 4, size=16, seed=3)
-    (xb,yb),(xv,yv) = next(iter(dls.train)),next(iter(dls.valid))
+    (xb,yb),(xv,_) = next(iter(dls.train)),next(iter(dls.valid))
     assert xb.shape==xv.shape==(4,3,16,16) and xb.dtype==torch.float32 and yb.dtype==torch.int64
     assert dls.vocab==['cat','dog'] and len(dls.train.dataset)==8
     assert (xb[:,0,8,8]*255).round().int().tolist()==(250*yb).tolist() and xb.max()<1

@@ -1,5 +1,5 @@
 "The site that make docs builds: links, pictures, the search, phones and the dark theme"
-import os, re, pytest
+import re, pytest
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote

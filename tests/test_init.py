@@ -5,7 +5,7 @@ from collections import namedtuple
 from itertools import product
 from torch import nn
 from types import SimpleNamespace
-from miniai.activations import Hook, Hooks
+from miniai.activations import Hooks
 from miniai.init import (BatchTransformCB, GeneralRelu, Normalize, act_gr, conv, init_weights,
                          lsuv_init)
 from miniai.learner import Callback, TrainLearner

@@ -10,7 +10,7 @@ from miniai.core import *
 from miniai.datasets import *
 from miniai.learner import *
 from miniai.sgd import BatchSchedCB, EpochSchedCB
-from conftest import At, EVENTS, Log, Raises, X, Y, toy, toy_dls, toy_model
+from conftest import At, Log, Raises, X, Y, toy, toy_dls, toy_model
 
 def test_data_flow():
     log = Log()

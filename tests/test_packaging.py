@@ -40,7 +40,7 @@ def built(checkout, tmp_path_factory):
 
 def test_metadata_agrees():
     toml = tomllib.loads((ROOT/'pyproject.toml').read_text())
-    assert set(toml)=={'build-system','tool'} and set(toml['tool'])=={'nbdev'}
+    assert set(toml)=={'build-system','tool'} and set(toml['tool'])=={'nbdev','ruff'}
     nbdev = toml['tool']['nbdev']
     for k in 'lib_path','nbs_path','tst_flags': assert nbdev[k]==cfg[k]
     for k in 'recursive','put_version_in_init': assert nbdev[k]==cfg.getboolean(k)

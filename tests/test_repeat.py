@@ -1,5 +1,5 @@
 "Exact repeat: the same seed on the same machine gives the same losses, bit for bit"
-import json, os, subprocess, sys, pytest, torch, torch.nn.functional as F
+import os, subprocess, sys, pytest, torch.nn.functional as F
 from torch import nn
 from miniai.core import *
 from miniai.datasets import *

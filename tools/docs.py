@@ -1,9 +1,9 @@
-"""Build the site in build/site: the executed notebooks in reading order, the results, and a page for each module
+"""Build the site in build/site: the notebooks in reading order, the results, a page per module
 
     make docs
 
-The pages are staged in build/docs and handed to Sphinx, which must have nothing to warn about. Nothing is executed and
-nothing is fetched."""
+The pages are staged in build/docs for Sphinx, where any warning is an error. Nothing is executed
+and nothing is fetched."""
 import ast
 import re
 import shutil
@@ -194,7 +194,8 @@ def stage():
 
 def build():
     shutil.rmtree(out, ignore_errors=True)
-    sphinx = [sys.executable, '-m', 'sphinx', '--fail-on-warning', '--keep-going', '-q', '-b', 'html']
+    options = '--fail-on-warning --keep-going -q -b html'.split()
+    sphinx = [sys.executable, '-m', 'sphinx', *options]
     return subprocess.run([*sphinx, src, out]).returncode
 
 if __name__=='__main__':

@@ -3,9 +3,8 @@
     make publish REPO=https://github.com/you/miniai
     make publish REPO=
 
-With an address, settings.ini has it, and each notebook has badges that open it in Colab and Kaggle and a cell that
-installs miniai there. Without one there are no badges and no such cell, so that no link leads nowhere. Run
-`make readme` afterwards."""
+With an address, settings.ini has it, and each notebook has badges that open it in Colab and Kaggle
+and a cell that installs miniai there. Without one there are neither, so that no link is dead."""
 import re
 import sys
 from pathlib import Path
@@ -62,7 +61,8 @@ def set_notebook(path, url):
 
 def set_settings(path, url):
     text = path.read_text(encoding='utf-8')
-    path.write_text(re.sub('^git_url =.*$', f'git_url = {url}'.strip(), text, flags=re.M), encoding='utf-8')
+    text = re.sub('^git_url =.*$', f'git_url = {url}'.strip(), text, flags=re.M)
+    path.write_text(text, encoding='utf-8')
 
 def main(url):
     url = url.rstrip('/').removesuffix('.git')
