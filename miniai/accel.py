@@ -78,7 +78,7 @@ class MixedPrecision(Callback):
     def before_fit(self, learn):
         _add_step(learn)
         self.device = next(learn.model.parameters()).device.type
-        self.half = self.dtype or amp_dtype(self.device)
+        self.half = self.dtype or amp_dtype(self.device) or torch.float32
         learn.amp = ExitStack()
         learn.scaler = torch.amp.GradScaler(self.device, enabled=self.half==torch.float16)
         if not learn.dry_run: self.scaler = learn.scaler  # whose state a checkpoint keeps

@@ -263,7 +263,7 @@ def _used_amp(learn):
     "Return the name of the half precision that a learner used"
     half = next(cb.half for cb in learn.cbs if isinstance(cb, MixedPrecision))
     names = {dtype: nm for nm,dtype in _amps.items()}
-    return names[half or torch.float32]
+    return names[half]
 
 def _result(learn, tta_accuracy, commit):
     "Make a run's line of results"

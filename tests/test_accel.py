@@ -272,17 +272,21 @@ def test_half_precision_by_name():
 def test_half_precision_that_there_is_not(dtype):
     with pytest.raises(ValueError, match='dtype must be one of'): MixedPrecision(dtype)
 
-def test_a_fit_that_goes_on_keeps_its_precision(tmp_path, monkeypatch):
-    "Here it began with half precision, and a later process finds it slow"
+@pytest.mark.parametrize('gains', [(4.,.5), (.5,4.)])
+def test_a_fit_that_goes_on_keeps_its_precision(tmp_path, monkeypatch, gains):
+    "And evaluates in it afterwards, whatever a later process finds fast"
     def learner(path): return make(cbs=[MixedPrecision(), CheckpointCB(path)])
-    monkeypatch.setattr(miniai.accel, 'bf16_gain', lambda: 4.)
+    def set_gain(gain): monkeypatch.setattr(miniai.accel, 'bf16_gain', lambda: gain)
+    set_gain(gains[0])
     whole = fit(learner(tmp_path/'whole.pt'))
+    preds,_ = whole.capture_preds()
     stopped = learner(tmp_path/'stopped.pt')
     with pytest.raises(ZeroDivisionError):
         fit(stopped, cbs=[Raises('before_epoch', ZeroDivisionError(), at=2)])
-    monkeypatch.setattr(miniai.accel, 'bf16_gain', lambda: .5)
+    set_gain(gains[1])
     resumed = fit(learner(tmp_path/'stopped.pt'))
     assert same(weights(whole), weights(resumed))
+    assert torch.equal(resumed.capture_preds()[0], preds)
     other = fit(learner(tmp_path/'other.pt'))
     assert not same(weights(whole), weights(other))
 

@@ -91,9 +91,8 @@ def method_lines(node, lines):
         public = f.name=='__init__' or f.name[0]!='_'
         is_event = re.match('before_|after_|cleanup_', f.name)
         if not public or is_event or f.name in ('state_dict','load_state_dict'): continue
-        start = [l for l in header(f, lines)]
         doc = ast.get_docstring(f)
-        found += start
+        found += header(f, lines)
         if doc: found.append(f'        "{doc}"')
     return found
 
