@@ -71,13 +71,15 @@ def train(change, seed, splits, **fields):
         parameters=s.params, macs=s.macs,
         seconds=round(sum(o['train_seconds'] for o in learn.history), 1),
         threads=torch.get_num_threads(),
-        amp=str(amp_dtype('cpu') or torch.float32).removeprefix('torch.'),
+        amp=precision(),
         torch=torch.__version__, date=time.strftime('%Y-%m-%d'))
+
+def precision(): return str(amp_dtype('cpu') or torch.float32).removeprefix('torch.')
 
 def done():
     if not out.exists(): return set()
     lines = [json.loads(o) for o in out.read_text().splitlines()]
-    return {(o['change'], o['seed'], o['epochs'], o['lr']) for o in lines}
+    return {(o['change'], o['seed'], o['epochs'], o['lr']) for o in lines if o['amp']==precision()}
 
 def main(part=0, parts=1):
     keep_freed_memory()
