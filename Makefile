@@ -108,7 +108,7 @@ publish: $(VENV)/.dev
 
 readme: $(VENV)/.dev
 	$(BIN)/jupyter nbconvert --to markdown --stdout --log-level=WARN --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide nbs/index.ipynb \
-	  | sed -E 's#]\((images/|[0-9]{2}_)#](nbs/\1#' > README.tmp && mv README.tmp README.md
+	  | sed -E 's#]\((images/|[0-9]{2}_)#](nbs/\1#; s#]\(\.\./docs/#](docs/#' > README.tmp && mv README.tmp README.md
 
 clean:
 	rm -rf $(VENV) $(NBDEV2) $(BENCH) build dist *.egg-info

@@ -1,7 +1,8 @@
 "The contract with the course's own notebooks: the names they use and how, and the calls of 13 and 14 in their order"
-import ast, importlib, inspect, pytest, matplotlib, torch, torch.nn.functional as F, fastcore.all as fc
+import ast, importlib, inspect, re, pytest, matplotlib, torch, torch.nn.functional as F, fastcore.all as fc
 import torchvision.transforms.functional as TF
 from functools import partial
+from pathlib import Path
 from torch import distributions, nn, optim
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, default_collate
@@ -348,3 +349,47 @@ def test_recorder_and_has_learn(dls):
     learn.fit(2)
     assert len(rec.recs['lr'])==len(rec.recs['mom'])==6 and len(rates.seen)==12
     rec.plot()
+
+# docs/from-the-course.md, which says what is different
+
+PAGE = (Path(__file__).parent.parent/'docs'/'from-the-course.md').read_text()
+MOVED = [(nm, there, here) for names,there,here in re.findall(r'^\| (`.*?) \| `(\S+)` \| `(\S+)` \|$', PAGE, re.M)
+         for nm in re.findall('`(.+?)`', names)]
+
+@pytest.mark.parametrize('nm, there, here', MOVED)
+def test_what_moved(nm, there, here):
+    module = importlib.import_module(here)
+    assert nm in module.__all__ and getattr(mi, nm) is getattr(module, nm)
+    assert there!=here
+
+def test_what_is_not_here(): assert not [nm for nm in ('fit','accuracy','report','Dataset') if hasattr(mi, nm)]
+
+def test_what_gives_other_numbers(dls):
+    assert sum(p.numel() for p in resnet().parameters())==1_227_900 and '1,227,900' in PAGE
+    assert conv(1, 8, norm=norm)[0].bias is None and conv(1, 8)[0].bias is not None
+    assert any(isinstance(m, ResBlock) for m in get_model().modules())
+    assert not any(isinstance(m, ResBlock) for m in conv_model().modules())
+    linear = nn.Linear(3, 3).apply(init_weights)
+    assert linear.bias.eq(0).all()
+    x = torch.randn(8, 1, 28, 28)
+    before = x.clone()
+    for f in rand_erase,rand_copy: f(x, max_num=4, per_image=True)
+    assert x.equal(before)
+    s = TrainLearner(model2(), dls, F.cross_entropy, cbs=DeviceCB('cpu')).summary()
+    assert f'{s.macs/1e6:.1f} M MACs' in PAGE
+
+def test_between_two_fits(tds):
+    "The page's own code: nothing of a dry run is left in the second fit"
+    rows = []
+    for dry in True,False:
+        set_seed(1)
+        dls = DataLoaders.from_dd(tds, 16)
+        learn = TrainLearner(residual().apply(iw), dls, F.cross_entropy, cbs=[DeviceCB('cpu'), MetricsCB()],
+                             opt_func=partial(optim.SGD, momentum=.9))
+        for _ in range(2):
+            if dry:
+                assert learn.lr_find()
+                assert learn.summary()
+            learn.fit(1, lr=.02)
+        rows.append([o['train_loss'] for o in learn.history])
+    assert rows[0]==rows[1]

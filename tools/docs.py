@@ -175,8 +175,9 @@ def contents():
     last = [s for s in stems if s[:2]=='20']
     more = [s for s in stems if s not in main+last]
     modules = [f'api/{s[3:]}' for s in stems if s not in last]
+    use = [*last, 'results', 'from-the-course']
     return '\n\n'.join([toctree('The lesson', main), toctree('More notebooks', more),
-                         toctree('Use it', [*last, 'results']), toctree('Reference', modules)])
+                        toctree('Use it', use), toctree('Reference', modules)])
 
 def stage():
     shutil.rmtree(src, ignore_errors=True)
@@ -186,7 +187,10 @@ def stage():
     for path in notebooks:
         nbformat.write(read_notebook(path), src/path.name)
         if path.stem[:2]!='20': (src/'api'/f'{path.stem[3:]}.md').write_text(reference(path))
+    course = src/'from-the-course.md'
+    course.write_text(course.read_text().replace('](../nbs/', ']('))
     index = read_notebook(root/'nbs'/'index.ipynb')
+    for c in index.cells: c.source = c.source.replace('](../docs/', '](')
     index.cells.append(new_markdown_cell(contents()))
     nbformat.write(index, src/'index.ipynb')
     (src/'results.md').write_text(results())
