@@ -11,5 +11,6 @@ html_copy_source = False
 html_show_sourcelink = False
 nb_execution_mode = 'off'
 nb_merge_streams = True
+nb_render_markdown_format = 'myst'  # it knows tables
 myst_enable_extensions = ['dollarmath', 'attrs_block']
 myst_heading_anchors = 4

@@ -74,6 +74,19 @@ def test_a_phone_scrolls_tables_and_not_the_page(browser, name):
     assert page.evaluate('document.documentElement.scrollWidth')<=390
     page.close()
 
+@pytest.mark.parametrize('width', [390, 800, 1050, 1330, 1700])
+def test_nothing_is_cut_off(browser, width):
+    "The text and, where it's shown, the list of headings end inside the window"
+    page = opened(browser, '14_augment.html', width=width)
+    right = "document.querySelector('%s').getBoundingClientRect().right"
+    assert page.evaluate(right % 'article')<=width
+    end = page.evaluate(right % '.toc-drawer')
+    assert end<=width or end-240>=width-1  # it waits behind the edge
+    page.close()
+
+def test_tables_in_outputs_are_tables():
+    for path in SITE.glob('*.html'): assert '<p>|' not in path.read_text(), path.name
+
 def test_folded_answers_fold(browser):
     page = opened(browser, '13_resnet.html')
     fold = page.locator('details').first
