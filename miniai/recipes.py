@@ -158,7 +158,9 @@ def recipe_learner(
         tfm = partial(tfm_batch, tfm_x=batch_tfms[r.augment])
         cbs.append(BatchTransformCB(tfm, on_val=False))
     loss_func = partial(F.cross_entropy, label_smoothing=r.smoothing)
-    return TrainLearner(model, dls, loss_func, r.lr, cbs, _opts[r.opt])
+    opt_func = _opts[r.opt]
+    if r.opt=='muon': opt_func = partial(Muon, dtype=_amps[r.amp])  # its products, too
+    return TrainLearner(model, dls, loss_func, r.lr, cbs, opt_func)
 
 # %% ../nbs/19_recipes.ipynb #2404a2f3
 def _run_name(r):

@@ -10,8 +10,8 @@ from miniai.checkpoint import digest, load_safely
 from miniai.datasets import fashion_tensors, pixel_stats
 from miniai.init import Normalize
 from miniai.learner import ProgressCB
-from miniai.recipes import load_model, load_results, main, models
-from miniai.recipes import recipes, results_table, train_or_load, training_macs
+from miniai.recipes import get_recipe, load_model, load_results, main, models
+from miniai.recipes import recipe_learner, recipes, results_table, train_or_load, training_macs
 
 KEYS = ('recipe model seed epochs accuracy tta_accuracy loss train_accuracy seconds '
         'device threads amp torch date commit parameters macs data').split()
@@ -155,6 +155,13 @@ def test_predictions_are_kept(quick):
         for nm,key in zip(files[:1]+files[2:], ('accuracy','tta_accuracy')):
             accuracy = (saved[nm].argmax(1)==saved['targs']).mean()
             assert accuracy==pytest.approx(learn.result[key], abs=.051)  # 1 of 20
+
+@pytest.mark.parametrize('amp, dtype', [('no',torch.float32), ('bf16',torch.bfloat16)])
+def test_muon_computes_in_the_precision_that_was_asked_for(amp, dtype):
+    r = get_recipe('fast942', amp=amp)
+    learn = recipe_learner(r, fashion_tensors(sample=True), 'cpu')
+    opt = learn.opt_func(learn.model.parameters(), .1)
+    assert opt.param_groups[0]['dtype']==dtype
 
 @pytest.mark.parametrize('recipe,views', [
     ('record5',flip_views), ('record20',shift_views), ('aug20',flip_views)])
