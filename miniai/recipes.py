@@ -159,7 +159,7 @@ def recipe_learner(
         cbs.append(BatchTransformCB(tfm, on_val=False))
     loss_func = partial(F.cross_entropy, label_smoothing=r.smoothing)
     opt_func = _opts[r.opt]
-    if r.opt=='muon': opt_func = partial(Muon, dtype=_amps[r.amp])  # its products, too
+    if r.opt=='muon': opt_func = partial(Muon, dtype=_amps[r.amp])
     return TrainLearner(model, dls, loss_func, r.lr, cbs, opt_func)
 
 # %% ../nbs/19_recipes.ipynb #2404a2f3
