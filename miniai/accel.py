@@ -22,6 +22,7 @@ from .core import check_whole, def_device, map_batch, tensors, to_device
 from .core import random_state, set_random_state
 from .learner import Callback, CancelBatchException, DeviceCB, Metric, MetricsCB, ProgressCB
 from .learner import TrainCB, run_cbs
+from .checkpoint import digest
 
 # %% ../nbs/17_accel.ipynb #cb71675d
 def keep_freed_memory():
@@ -263,7 +264,8 @@ def _means(cb):
     "List the loss and the metrics of `cb` that must be summed over processes"
     metrics = [cb.loss, *cb.metrics.values()]
     for m in metrics:
-        if not hasattr(m, 'sync'):  # metrics of torchmetrics do it themselves
+        syncs = hasattr(m, 'sync') or hasattr(m, 'compute_groups')  # a MetricCollection
+        if not syncs:  # metrics of torchmetrics do it themselves
             raise TypeError(f'A metric must have sync, to add up over processes, got {m}; '
                             'derive it from Metric, or use torchmetrics.')
     return [m for m in metrics if isinstance(m, Metric)]
@@ -311,6 +313,7 @@ class AccelerateCB(Callback):
         elif learn.iter==0:
             for b in learn.model.buffers(): torch.distributed.broadcast(b, 0)
         if _is_shard(learn.dl): return
+        if learn.iter==0: self._check_first(learn)
         if size<=self.i: raise CancelBatchException()
         learn.batch = map_batch(lambda t: t[self.i:size:self.n], learn.batch)
     def after_predict(self, learn): self._unwrap(learn)
@@ -324,6 +327,17 @@ class AccelerateCB(Callback):
         "Does this process see all items? With FSDP, all processes must validate together"
         if self.n==1 or learn.dry_run: return True
         return hasattr(learn.model, 'unshard') and not (learn.training or _is_shard(learn.dl))
+    def _check_first(self, learn):
+        seen = [None]*self.n
+        torch.distributed.all_gather_object(seen, digest(learn.yb or learn.batch))
+        if len({*seen})>1:
+            raise ValueError('All processes must read the same batch, from which each takes its '
+                             'part, got different ones; pass the whole dataset, or a loader with '
+                             'a DistributedSampler.')
+        n_items = len(tensors(learn.batch)[0])
+        if learn.training and n_items<self.n:
+            raise ValueError(f'A batch must have an item for each of the {self.n} processes, '
+                             f'got {n_items}; pass a larger batch size.')
     def _wrap(self, learn):
         self.plain = learn.model
         self.ddp = learn.model  # FSDP averages the gradients by itself

@@ -90,7 +90,7 @@ def _parts(learn):
 def _identity(learn):
     "Return what must be the same to resume a fit, besides what the caller names"
     groups = learn.opt.param_groups
-    names = [k for k,v in groups[0].items() if type(v) in (int,float,tuple)]
+    names = [k for k,v in groups[0].items() if type(v) in (bool,int,float,tuple)]
     numbers = {k: [g[k] for g in groups] for k in names}
     return numbers
 
@@ -158,16 +158,25 @@ class CheckpointCB(Callback):
         save_safely(state, self.path)
 
 # %% ../nbs/16_checkpoint.ipynb #c1a00030
+def _metric_of(learn, nm):
+    "Return the metric of a column, which may be in a collection, or compute one for each class"
+    metrics = dict(learn.metrics.metrics)
+    for m in learn.metrics.metrics.values():
+        if hasattr(m, 'items'): metrics |= dict(m.items())
+    return metrics.get(nm) or metrics.get(nm.rpartition('_')[0])
+
 def _is_lower_better(learn, col, lower):
-    "Decide by the argument, or the metric, or else the name"
-    if lower is not None: return lower
-    nm = col.partition('_')[2]
-    higher = getattr(learn.metrics.metrics.get(nm), 'higher_is_better', None)
-    if higher is not None: return not higher
-    if 'loss' in col or 'error' in col: return True
-    if 'acc' in col: return False
-    raise ValueError(f'lower must be True or False for {col}, got None, and neither its metric '
-                     'nor its name says; pass lower=True for an error, lower=False for a score.')
+    "Decide by the argument, or the metric, or else the words of the name"
+    if lower in (True,False): return lower
+    higher = getattr(_metric_of(learn, col.partition('_')[2]), 'higher_is_better', None)
+    words = {*col.lower().split('_')}
+    if lower is None:
+        if higher is not None: return not higher
+        if words & {'loss','error'}: return True
+        if words & {'acc','accuracy'}: return False
+    raise ValueError(f'lower must be True or False for {col}, got {lower!r}, and neither its '
+                     'metric nor its name says; pass lower=True for an error, lower=False for a '
+                     'score.')
 
 class _WatchCB(Callback):
     "Base class that counts the epochs since `col` was best"

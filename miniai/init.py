@@ -13,7 +13,7 @@ from functools import partial
 from torch import nn
 from .activations import Hook, Hooks
 from .learner import Callback, DeviceCB
-from .safety import describe
+from .safety import check_object, describe
 
 # %% ../nbs/11_init.ipynb #493a65da
 class GeneralRelu(nn.Module):
@@ -116,6 +116,7 @@ class BatchTransformCB(Callback):
     "On the device, replace each batch with `tfm(batch)`, which may add items but not drop any"
     order = DeviceCB.order+1
     def __init__(self, tfm, on_train=True, on_val=True):
+        check_object(tfm)
         self.tfm = tfm
         self.on_train,self.on_val = on_train,on_val
     def before_batch(self, learn):

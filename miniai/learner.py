@@ -24,7 +24,7 @@ from functools import wraps
 from operator import attrgetter, length_hint
 from tqdm import tqdm
 from .core import call_with, def_device, get_grid, map_batch, split_batch
-from .core import subplots, tensors, to_device
+from .core import subplots, tensors, to_cpu, to_device
 from .safety import check_fit, check_fit_args, check_object, check_opt_func, check_pass
 from .safety import describe, event_names, explained, instances, keep_attrs, keep_grads
 from .safety import keep_modes, keep_optimizer, keep_random_state, keep_weights, note_event
@@ -159,7 +159,8 @@ class Learner:
         try: self.opt = self.opt_func(self.model.parameters(), lr)
         except TypeError as e:
             if isinstance(lr, (list,tuple)):
-                e.add_note('For a list of rates, pass opt_func=grouped_opt(...).')
+                e.add_note(f'lr is {lr!r:.80}; '
+                           'for a list of rates, pass opt_func=grouped_opt(...).')
             raise
 
     @with_cbs('fit')
@@ -417,13 +418,16 @@ def _as_metric(m):
 
 def _columns(nm, v)->dict:
     "Return the numbers in `v`, computed by the metric `nm`, by column name"
-    if isinstance(v, Mapping): named = v.items()
-    elif isinstance(v, (list,tuple)) or math.prod(getattr(v, 'shape', ()))>1:
-        named = [(f'{nm}_{i}', o) for i,o in enumerate(v)]
-    else: return {nm: v.item() if hasattr(v, 'item') else v}
-    columns = {}
-    for k,o in named: columns |= _columns(k, o)
-    return columns
+    if isinstance(v, Mapping):
+        columns = {}
+        for k,o in v.items(): columns |= _columns(k, o)
+        return columns
+    vals = np.asarray(to_cpu(v))
+    if vals.ndim>1:
+        raise ValueError(f'The metric {nm} must compute numbers, got {describe(v)}; '
+                         'plot_confusion(learn) draws a confusion matrix.')
+    if vals.size==1: return {nm: vals.item()}
+    return {f'{nm}_{i}': o for i,o in enumerate(vals.tolist())}
 
 # %% ../nbs/09_learner.ipynb #c9
 class MetricsCB(Callback):
@@ -442,8 +446,9 @@ class MetricsCB(Callback):
         self.row = {}
         self.trained = 0  # epochs of earlier fits
         self.model = None  # of the last fit
+        self.start = None  # of the pass under way
     def _add(self, nm, m):
-        if nm in self.metrics:
+        if nm in ('loss', 'seconds', *self.metrics):
             raise ValueError(f'Two metrics are called {nm}; pass them by name, MetricsCB(one=...).')
         m,self.picks[nm] = _split_metric(m)
         self.metrics[nm] = _as_metric(m)
@@ -477,12 +482,12 @@ class MetricsCB(Callback):
             if pick: inputs = pick(*inputs)
             self.metrics[nm].update(*inputs)
         except Exception as e:
-            e.add_note(f'The metric {nm} got {describe(inputs)}; to choose what it gets, pass a '
-                       f'pair: MetricsCB({nm}=(metric, lambda preds, targs: (preds, targs))).')
+            e.add_note(f'The metric {nm} got {describe(inputs)}; to choose what it gets, pass '
+                       f'MetricsCB({nm}=(metric, lambda preds, *targs: (preds, targs[0]))).')
             raise
     def after_epoch(self, learn): self._measure(learn)
     def after_cancel_epoch(self, learn):
-        if self.loss.n: self._measure(learn)  # the batches up to there
+        if self.start and self.loss.n: self._measure(learn)  # the batches up to there
     def _measure(self, learn):
         if not self.row: self.history.append(self.row)  # one dict for both passes
         self.row['epoch'] = self.trained + (learn.epoch+1 if learn.does_train else 0)
@@ -495,8 +500,8 @@ class MetricsCB(Callback):
                                  "pass prefix='...' to MetricCollection.")
             self.row |= columns
         self.row[f'{kind}_seconds'] = time.perf_counter()-self.start
-        self.loss.reset()  # a pass that is canceled at its start has no row
     def cleanup_epoch(self, learn):
+        self.start = None
         more_to_come = learn.training and learn.does_valid
         if not more_to_come: self._log(learn)
     def cleanup_fit(self, learn):
@@ -594,10 +599,10 @@ class ProgressCB(Callback):
         self.plot = plot
         self.mode = mode
         self.every = every
-        self.view = None
+        self.mbar = None
 
     def before_fit(self, learn):
-        self.view = _displays[self.mode or _find_mode()](learn.n_epochs)
+        self.mbar = _displays[self.mode or _find_mode()](learn.n_epochs)
         self.n_batches = self._count_batches(learn)
         self.n = 0
         self.shown = 0.
@@ -607,7 +612,7 @@ class ProgressCB(Callback):
         learn.logger = self.log_row  # MetricsCB calls it
     def log_row(self, row):
         if 'valid_loss' in row: self.valid.append((len(self.losses), row['valid_loss']))
-        self.view.row(row)
+        self.mbar.row(row)
         self._plot()
     def after_batch(self, learn):
         self.n += 1
@@ -616,8 +621,8 @@ class ProgressCB(Callback):
     def after_epoch(self, learn): self._show(learn)
     def after_cancel_epoch(self, learn): self._show(learn)
     def cleanup_fit(self, learn):
-        if self.view is not None: self.view.close()
-        self.view = None
+        if self.mbar is not None: self.mbar.close()
+        self.mbar = None
         learn.logger = None
 
     def _count_batches(self, learn):
@@ -635,11 +640,11 @@ class ProgressCB(Callback):
         if 0<done<1:
             left = (self.shown-self.start)*(1/done-1)
             text += f', {tqdm.format_interval(left)} left'
-        self.view.show(done, text)
+        self.mbar.show(done, text)
         self._plot()
     def _plot(self):
-        if self.plot and self.losses and isinstance(self.view, _Notebook):
-            self.view.update('plot', _plot_losses(self.losses, self.valid))
+        if self.plot and self.losses and isinstance(self.mbar, _Notebook):
+            self.mbar.update('plot', _plot_losses(self.losses, self.valid))
 
 # %% ../nbs/09_learner.ipynb #c24
 def _plot_column(ax, history, nm):
@@ -683,6 +688,7 @@ class LRFinderCB(Callback):
         top = max(g['lr'] for g in groups)
         for g in groups: g['lr'] = self.start_lr*(g['lr']/top if top else 1)  # keeps ratios
     def after_batch(self, learn):
+        if not learn.training: return
         groups = learn.opt.param_groups
         loss = learn.loss.item()
         lr = float(max(g['lr'] for g in groups))

@@ -261,7 +261,7 @@ class ProgressCB(Callback):
     plot: Any
     mode: Any
     every: Any
-    view: Any
+    mbar: Any
     n_batches: Any
     n: Any
     shown: Any

@@ -29,7 +29,10 @@ from .augment import drawable, join_batches
 
 # %% ../nbs/15_predict.ipynb #e2
 def _class_names(o, n): # Those in `o.vocab`, or `n` numbered ones
-    return getattr(o, 'vocab', None) or [f'class {i}' for i in range(n)]
+    names = getattr(o, 'vocab', None) or [f'class {i}' for i in range(n)]
+    if len(names)!=n:
+        raise ValueError(f'vocab must have a name for each of the {n} scores, got {len(names)}.')
+    return names
 
 def _mistakes(learn, preds, targs): # A table whose index counts the rows of the loader
     scores = tensors(preds)[0]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['step_names', 'event_names', 'describe', 'where', 'note_event', 'find_hint', 'explained', 'check_object',
            'check_opt_func', 'instances', 'check_fit_args', 'check_event_names', 'check_steps', 'check_swapped',
-           'check_loaders', 'check_fit', 'check_losses', 'check_log_probs', 'check_pass', 'keep_attrs', 'keep_modes',
-           'keep_grads', 'keep_random_state', 'keep_weights', 'keep_optimizer', 'CtrlC', 'restoring']
+           'check_loaders', 'check_fit', 'check_losses', 'check_log_probs', 'check_scores', 'check_pass', 'keep_attrs',
+           'keep_modes', 'keep_grads', 'keep_random_state', 'keep_weights', 'keep_optimizer', 'CtrlC', 'restoring']
 
 # %% ../nbs/08_safety.ipynb #safe0003
 import contextlib
@@ -19,6 +19,7 @@ import traceback
 import warnings
 import torch
 import torch.nn.functional as F
+from collections import namedtuple
 from collections.abc import Iterable, Mapping
 from torch.nn.parameter import is_lazy
 from torch.utils.data import SequentialSampler
@@ -55,125 +56,130 @@ def _first(b):
 
 def _devices(ts): return sorted({str(t.device) for t in ts})
 
-def _hint_device(learn, e):
+def _hint_device(learn, e, loss):
     on_model = _devices(learn.model.parameters())
     on_batch = _devices(tensors(learn.batch))
     if on_model and on_batch and not {*on_model} & {*on_batch}:
         return (f"The model is on {', '.join(on_model)} but the batch on {', '.join(on_batch)}; "
                 'pass DeviceCB() in cbs.')
 
-def _hint_batch_of_one(learn, e):
+def _hint_not_tensors(learn, e, loss):
+    items = learn.xb.values() if isinstance(learn.xb, Mapping) else learn.xb
+    odd = [type(o).__name__ for o in items if not isinstance(o, torch.Tensor)]
+    if odd:
+        return (f"Inputs must be tensors, got {', '.join(odd)}; pass torch.as_tensor(x), "
+                "or dd.with_format('torch') for a dataset with columns of lists.")
+
+def _hint_batch_of_one(learn, e, loss):
     if 'more than 1 value per channel' in str(e):
         return 'Batch norm needs at least two items; pass drop_last=True to the loaders.'
 
-def _hint_channels_last(learn, e):
+def _hint_channels_last(learn, e, loss):
     x = _first(learn.xb)
-    if x.ndim==4 and x.shape[3]<=4<x.shape[1]:
+    if 'channels' in str(e) and x.ndim==4 and x.shape[3]<=4<x.shape[2]:
         return (f'Inputs must be (n,c,h,w), got {tuple(x.shape)}, which looks channels-last; '
                 'pass x.permute(0,3,1,2).')
 
-def _hint_input_dtype(learn, e):
+def _hint_input_dtype(learn, e, loss):
     x = _first(learn.xb)
     weight = next(learn.model.parameters(), x)
-    if x.dtype not in (weight.dtype, torch.int64, torch.int32):
+    about_dtype = 'type' in str(e) or 'not implemented for' in str(e)
+    if about_dtype and x.dtype not in (weight.dtype, torch.int64, torch.int32):
         return (f'Inputs must be {weight.dtype} like the model, got {x.dtype}; '
-                'pass x.float(), or x.float()/255 for bytes.')
+                f'pass x.to({weight.dtype}), or x.float()/255 for bytes.')
 
-def _hint_n_inp(learn, e):
+def _hint_n_inp(learn, e, loss):
     n = learn.n_inp
-    is_missing = isinstance(e, TypeError) and 'missing' in str(e) and 'argument' in str(e)
-    if is_missing and len(learn.batch)>n+1:  # and leaves a target
+    about_model = str(e).startswith(f'{type(learn.model).__qualname__}.')  # not a module in it
+    if about_model and 'missing' in str(e) and len(learn.batch)>n+1:  # and leaves a target
         return f'The model got n_inp={n} items; pass n_inp={n+1} if it takes more.'
 
 _model_hints = (
-    _hint_device, _hint_batch_of_one, _hint_channels_last, _hint_input_dtype, _hint_n_inp)
+    _hint_device, _hint_not_tensors, _hint_batch_of_one, _hint_channels_last, _hint_input_dtype,
+    _hint_n_inp)
 
 # %% ../nbs/08_safety.ipynb #safe0017
-def _scores_and_labels(learn):
-    "Return the shape of the predictions, () unless they are a tensor, and the first target"
-    return tuple(getattr(learn.preds, 'shape', ())), _first(learn.yb)
+_Loss = namedtuple('_Loss', 'name shape y')  # with the shape of the predictions
 
-def _loss_name(learn): return getattr(learn.loss_func, '__name__', str(learn.loss_func))
+def _loss_call(frames):
+    "Find the call of a loss of torch, if the error comes from one"
+    for frame in frames:
+        args = frame.f_locals
+        if frame.f_globals is vars(F) and 'input' in args and 'target' in args:
+            shape = tuple(getattr(args['input'], 'shape', ()))
+            return _Loss(frame.f_code.co_name, shape, _first(args['target']))
 
-def _wants_classes(learn):
-    "Does the loss's name imply class numbers as targets?"
-    nm = _loss_name(learn).lower().replace('_', '')
-    return 'binary' not in nm and ('crossentropy' in nm or 'nll' in nm)
+def _takes_labels(loss): return loss.name in ('cross_entropy','nll_loss')
 
-def _hint_several_targets(learn, e):
+def _hint_several_targets(learn, e, loss):
     n = len(learn.yb)
-    if n>1 and isinstance(e, (TypeError,RuntimeError)):
-        return (f'loss_func {_loss_name(learn)} got {n} targets; '
+    if n>1:
+        return (f'loss_func got {n} targets; '
                 f'if the first is an input of the model, pass n_inp={learn.n_inp+1}.')
 
-def _hint_one_number(learn, e):
-    shape,y = _scores_and_labels(learn)
-    if not _wants_classes(learn) and y.is_floating_point() and shape==(*y.shape, 1):
-        return (f'Targets must have the shape of the predictions {shape}, got {tuple(y.shape)}; '
-                'pass y[:,None].')
-
-def _hint_binary(learn, e):
-    shape,y = _scores_and_labels(learn)
-    nm = _loss_name(learn).lower()
+def _hint_logits(learn, e, loss):
     if 'between 0 and 1' in str(e): return 'For logits, pass BCEWithLogitsLoss() in its place.'
-    if ('binary' in nm or 'bce' in nm) and not y.is_floating_point():
-        return f'Targets of {_loss_name(learn)} must be floats, got {y.dtype}; pass y.float().'
 
-def _hint_label_column(learn, e):
-    shape,y = _scores_and_labels(learn)
-    if _wants_classes(learn) and len(shape)==2 and y.shape==(shape[0], 1):
-        return f'Labels must have shape (n,), got {tuple(y.shape)}; pass y[:,0].'
+def _hint_numbers(learn, e, loss):
+    if _takes_labels(loss) or not loss.shape: return
+    if loss.y.shape!=loss.shape or not loss.y.is_floating_point():
+        return (f'Targets of {loss.name} must be floats of shape {loss.shape}, '
+                f'got {describe(loss.y)}; pass y.float(), y[:,None].float() for a model '
+                'with one output, or a different loss_func.')
 
-def _hint_label_dtype(learn, e):
-    shape,y = _scores_and_labels(learn)
-    one_hot = y.shape==shape
-    not_whole = y.shape==shape[:1]+shape[2:] and y.dtype!=torch.int64
-    if _wants_classes(learn) and len(shape)>1 and (one_hot or not_whole):
-        return (f'Labels must be class numbers of dtype int64, got {describe(y)}; '
+def _hint_label_column(learn, e, loss):
+    if _takes_labels(loss) and len(loss.shape)==2 and loss.y.shape==(loss.shape[0], 1):
+        return f'Labels must have shape (n,), got {tuple(loss.y.shape)}; pass y[:,0].'
+
+def _hint_label_dtype(learn, e, loss):
+    one_hot = loss.y.shape==loss.shape
+    not_whole = loss.y.shape==loss.shape[:1]+loss.shape[2:] and loss.y.dtype!=torch.int64
+    if _takes_labels(loss) and len(loss.shape)>1 and (one_hot or not_whole):
+        return (f'Labels must be class numbers of dtype int64, got {describe(loss.y)}; '
                 'pass y.long(), or y.argmax(1) for one-hot labels.')
 
-def _hint_label_range(learn, e):
-    shape,y = _scores_and_labels(learn)
-    if not _wants_classes(learn) or len(shape)<2 or not y.numel(): return
-    if not 0<=y.min()<=y.max()<shape[1]:
-        return (f'Labels must be from 0 to {shape[1]-1} for {shape[1]} outputs, '
-                f'got {y.min()} to {y.max()}.')
+def _hint_label_range(learn, e, loss):
+    n = loss.shape[1] if len(loss.shape)>1 else 0
+    if not _takes_labels(loss) or not n or not loss.y.numel(): return
+    if not 0<=loss.y.min()<=loss.y.max()<n:
+        return (f'Labels must be from 0 to {n-1} for {n} outputs, '
+                f'got {loss.y.min()} to {loss.y.max()}.')
 
-def _hint_loss_func(learn, e):
-    return (f'loss_func {_loss_name(learn)} does not fit these predictions and targets; '
+def _hint_loss_func(learn, e, loss):
+    nm = loss.name if loss else getattr(learn.loss_func, '__name__', learn.loss_func)
+    return (f'loss_func {nm} does not fit these predictions and targets; '
             'pass Learner one that does.')
 
 _loss_hints = (
-    _hint_device, _hint_several_targets, _hint_one_number, _hint_binary, _hint_label_column,
+    _hint_device, _hint_several_targets, _hint_logits, _hint_numbers, _hint_label_column,
     _hint_label_dtype, _hint_label_range, _hint_loss_func)
 
-def _hint_frozen(learn, e):
+def _hint_frozen(learn, e, loss):
     if not any(p.requires_grad for p in learn.model.parameters()):
         return ('All parameters are frozen; call requires_grad_(True) on some, '
                 'or pass modules of the model to TrainOnlyCB.')
 
-def _hint_scalar_loss(learn, e):
+def _hint_scalar_loss(learn, e, loss):
+    if learn.loss is None and 'backward' in str(e): return 'get_loss must set learn.loss, got None.'
     if learn.loss is not None and getattr(learn.loss, 'shape', None)!=():
-        return ('loss_func must return a tensor with one number, '
-                f'got {describe(learn.loss)}; return its mean over the batch.')
+        return ('The loss must be a tensor with one number, '
+                f'got {describe(learn.loss)}; take its mean over the batch.')
 
 _backward_hints = _hint_frozen, _hint_scalar_loss
 
 # %% ../nbs/08_safety.ipynb #safe0019
-def _called(e):
-    "List what `call_with` was calling when `e` was raised"
-    frames = [frame for frame,_ in traceback.walk_tb(e.__traceback__)]
-    return [frame.f_locals['f'] for frame in frames if frame.f_code is call_with.__code__]
-
 def find_hint(learn, e):
     "Return the likely remedy for the error `e`, or None"
-    called = _called(e)
-    hints = ()
-    if not called:
-        if learn.training and learn.loss is not None: hints = _backward_hints
-    elif called[0] is not learn.loss_func: hints = _model_hints
-    elif not isinstance(e, (NameError,AttributeError)): hints = _loss_hints  # a mistake in its code
-    return next(filter(None, (hint(learn, e) for hint in hints)), None)
+    frames = [frame for frame,_ in traceback.walk_tb(e.__traceback__)]
+    package = frames[-1].f_globals.get('__name__', '').split('.')[0]
+    if package not in ('torch','miniai'): return  # raised in your own code
+    called = [frame.f_locals['f'] for frame in frames if frame.f_code is call_with.__code__]
+    loss = _loss_call(frames)
+    if loss: hints = _loss_hints
+    elif not called: hints = _backward_hints if learn.training else ()
+    elif called[0] is learn.loss_func: hints = _hint_several_targets, _hint_loss_func
+    else: hints = _model_hints
+    return next(filter(None, (hint(learn, e, loss) for hint in hints)), None)
 
 class explained:
     "Context manager that adds to an error what `learn` was working on, and the likely remedy"
@@ -221,7 +227,7 @@ def check_fit_args(learn, n_epochs, train, valid):
     "Raise an error if the arguments of `learn.fit` are wrong"
     check_whole(0, n_epochs=n_epochs)
     for nm,v in dict(train=train, valid=valid).items():
-        if v not in (True,False):
+        if not isinstance(v, bool):
             raise TypeError(f'{nm} must be True or False, got {v!r}; did you mean lr={v!r}?')
     if train and learn.fitting:
         raise RuntimeError('A learner must not train inside its own fit; train another learner, '
@@ -266,8 +272,9 @@ def check_loaders(learn):
     needed = dict(train=learn.does_train, valid=learn.does_valid)
     for nm,is_needed in needed.items():
         if is_needed and getattr(learn.dls, nm, None) is None:
-            raise ValueError(f'dls must have a {nm} loader, got {learn.dls!r}; '
-                             f'pass DataLoaders(train, valid), or {nm}=False to fit.')
+            skip = f'{nm}=False to fit' if learn.does_train else 'a loader as dl='
+            raise ValueError(f'dls must have a {nm} loader, got {learn.dls!r:.80}; '
+                             f'pass DataLoaders(train, valid), or {skip}.')
 
 def check_fit(learn):
     "Check for mistakes before a fit"
@@ -288,14 +295,25 @@ def check_losses(learn):
     warnings.warn(f'The {_kind(learn)} loss is {losses[i].item()} in epoch {learn.epoch+1}, '
                   f'batch {i}; lower the learning rate, and look for bad values in the data.')
 
+def _has_loss(learn, func, cls):
+    own = getattr(learn.loss_func, 'func', learn.loss_func)  # of a partial
+    is_loss = own is func or isinstance(own, cls)
+    return is_loss and isinstance(learn.preds, torch.Tensor) and learn.preds.ndim>1
+
 def check_log_probs(learn):
     "Warn about `nll_loss` of predictions that aren't log-probabilities"
-    takes_logs = learn.loss_func is F.nll_loss or isinstance(learn.loss_func, torch.nn.NLLLoss)
-    if not takes_logs or not isinstance(learn.preds, torch.Tensor): return
+    if not _has_loss(learn, F.nll_loss, torch.nn.NLLLoss): return
     sums = learn.preds.detach().float().exp().sum(1)
     if not ((sums-1).abs()<.05).all():
         warnings.warn('nll_loss expects log-probabilities, got other predictions; '
                       'pass cross_entropy for logits.')
+
+def check_scores(learn):
+    "Warn about `cross_entropy` of one score, which is 0 for every class"
+    if not _has_loss(learn, F.cross_entropy, torch.nn.CrossEntropyLoss): return
+    if learn.preds.shape[1]==1:
+        warnings.warn('cross_entropy of one score is always 0; give the model a score for each '
+                      'class, or pass binary_cross_entropy_with_logits and y[:,None].float().')
 
 def check_pass(learn):
     "Check for mistakes after a pass over the data"
@@ -304,6 +322,7 @@ def check_pass(learn):
                          'or does drop_last drop the only one?')
     check_losses(learn)
     check_log_probs(learn)
+    check_scores(learn)
 
 # %% ../nbs/08_safety.ipynb #safe0033
 def keep_attrs(o, *names):

@@ -8,7 +8,7 @@ __all__ = ['anneals', 'cos_anneal', 'lin_anneal', 'momentum_key', 'Schedule', 'C
            'TrainOnlyCB']
 
 # %% ../nbs/12_sgd.ipynb #195c0b74
-import math, torch, fastcore.all as fc
+import math, torch, warnings, fastcore.all as fc
 from bisect import bisect_left
 from fastcore.basics import patch
 from operator import length_hint
@@ -36,6 +36,8 @@ def momentum_key(opt):
         if key in opt.param_groups[0]: return key
 
 # %% ../nbs/12_sgd.ipynb #71bae49e
+_count_steps = 'pass total_steps=epochs*batches for BatchSchedCB, epochs for EpochSchedCB.'
+
 class Schedule:
     "Move each group's rate, and momentum if given, through its values at the steps `points`"
     def __init__(self, opt, total_steps, points, lr, mom=None, anneal_strategy='cos', t=0):
@@ -54,7 +56,7 @@ class Schedule:
     def step(self):
         if self.t==self.total_steps:
             raise ValueError(f'{type(self).__name__} must take at most {self.t} steps, got more; '
-                'pass total_steps=epochs*batches for BatchSchedCB, epochs for EpochSchedCB.')
+                             f'{_count_steps}')
         self._write(self.t+1)
 
     def _write(self, t):
@@ -109,6 +111,11 @@ class BaseSchedCB(Callback):
         self.schedo = None
     def before_fit(self, learn):
         if learn.does_train: self.schedo = self.sched(learn.opt)
+    def after_fit(self, learn):
+        sched = self.schedo
+        if learn.does_train and isinstance(sched, Schedule) and sched.t<sched.total_steps:
+            warnings.warn(f'{type(sched).__name__} took {sched.t} of {sched.total_steps} steps, '
+                          f'so it did not reach its end; {_count_steps}')
     def _step(self, learn):
         if learn.training: self.schedo.step()
     def state_dict(self): return self.schedo.state_dict()
@@ -209,12 +216,13 @@ def grouped_opt(
         group_of = {p: i for i,part in enumerate(parts, 1) for p in part.parameters()}
         groups = [[] for _ in range(len(parts)+1)]
         for p in params: groups[group_of.get(p, 0)].append(p)
-        groups = [g for g in groups if g]
+        if not all(groups[1:]):
+            raise ValueError(f'Parts must be modules of the model, without overlap, got {parts}.')
+        if not groups[0]: groups.pop(0)
         n = len(groups)
         lrs = lr if fc.is_listy(lr) else [lr]*n
         if len(lrs)!=n:
-            raise ValueError(f'lr must be one number or {n}, one for each group, got {lr}; '
-                             'pass modules of this model to grouped_opt.')
+            raise ValueError(f'lr must be one number or {n}, one for each group, got {lr}.')
         return opt_func([{'params': g, 'lr': float(v)} for g,v in zip(groups, lrs)], lrs[0])
     return make
 
@@ -235,7 +243,8 @@ class TrainOnlyCB(Callback):
 
     def before_epoch(self, learn):
         for m in {*learn.model.modules()} - {*self.parts.modules()}:
-            if hasattr(m, 'running_mean'): m.eval()
+            if hasattr(m, 'running_var'): m.eval()
+    def cleanup_epoch(self, learn): learn.model.train(learn.training)
 
     def cleanup_fit(self, learn):
         for p in self.frozen.pop(learn, ()): p.requires_grad_(True)

@@ -51,7 +51,7 @@ def test_a_training_that_failed_can_be_repeated(event, exc):
     try: learn.fit(1, cbs=Raises(event, exc()))
     except (ZeroDivisionError, KeyboardInterrupt): pass
     assert learn.cbs==own and learn.logger is logger and not learn.dry_run and torch.is_grad_enabled()
-    assert learn.cbs[1].view is None
+    assert learn.cbs[1].mbar is None
     learn.fit(1)
 
 def test_records_are_left_out():

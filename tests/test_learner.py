@@ -315,7 +315,7 @@ def test_each_metric_gets_what_the_loss_gets(named):
     assert 0<=learn.history[0]['valid_error']<=1
     learn.cbs = [MetricsCB(Accuracy())]
     with pytest.raises(Exception) as e: learn.fit(1)
-    assert 'The metric accuracy got' in e.value.__notes__[0] and 'pass a pair' in e.value.__notes__[0]
+    assert 'The metric accuracy got' in e.value.__notes__[0] and 'lambda preds, *targs' in e.value.__notes__[0]
 
 # Progress
 

@@ -29,6 +29,25 @@ class TwoInputs(nn.Module):
     def both(self, x, scale): return self.body(x*scale)
     def maybe(self, x, scale=1): return self.body(x*scale)
 
+class Returns(TrainLearner):
+    def get_loss(self): return self.loss_func(self.preds, *self.yb)
+
+class Penalty(TrainLearner):
+    def get_loss(self): self.loss = self.loss_func(self.preds, *self.yb) + self.model[1].weight**2
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(36, 1)
+    def forward(self, x): return self.attn(x.flatten(1))
+
+class Typo(nn.Linear):
+    def forward(self, x): raise TypeError('no such type')
+
+class Matrix(Metric):
+    def update(self, preds, targs): pass
+    def compute(self): return torch.zeros(3, 3)
+
 opt = optim.SGD(nn.Linear(1,1).parameters(), .1)
 
 def pictures(n_out=3):
@@ -48,8 +67,12 @@ def in_place_of(cb): return lambda: toy(cbs=cb)
 
 MISTAKES = {
     # the data
-    'bytes for pixels': (lambda: fit((X*255).byte()), 'pass x.float(), or x.float()/255 for bytes'),
+    'bytes for pixels': (lambda: fit((X*255).byte()), 'pass x.to(torch.float32), or x.float()/255 for bytes'),
     'double pixels': (lambda: fit(X.double()), 'Inputs must be torch.float32 like the model, got torch.float64'),
+    'half precision in the model alone': (
+        lambda: fit(model=nn.Sequential(nn.Flatten(), nn.Linear(36,3)).half()), 'pass x.to(torch.float16)'),
+    'numpy arrays': (lambda: fit(X.numpy()), 'Inputs must be tensors, got ndarray; pass torch.as_tensor(x)'),
+    'columns of lists': (lambda: fit(x=[*X.flatten(1).T.double()], model=nn.Linear(36,3)), "dd.with_format('torch')"),
     'channels last': (lambda: fit(X.permute(0,2,3,1), model=nn.Sequential(nn.Conv2d(1,3,6), nn.Flatten())),
                       'pass x.permute(0,3,1,2)'),
     'labels from 1': (lambda: fit(y=Y+1), 'Labels must be from 0 to 2 for 3 outputs, got 1 to 3'),
@@ -59,9 +82,14 @@ MISTAKES = {
     'one-hot labels': (lambda: fit(y=F.one_hot(Y)), 'y.argmax(1) for one-hot labels'),
     'a row of targets for a column of scores': (
         lambda: fit(y=Y.float(), loss=F.binary_cross_entropy_with_logits, n_out=1),
-        'Targets must have the shape of the predictions (8, 1), got (8,); pass y[:,None]'),
+        'must be floats of shape (8, 1), got (8,) float32 on cpu; pass y.float(), y[:,None].float()'),
     'whole numbers for a binary loss': (
-        lambda: fit(y=F.one_hot(Y), loss=nn.BCEWithLogitsLoss()), 'must be floats, got torch.int64; pass y.float()'),
+        lambda: fit(y=F.one_hot(Y), loss=nn.BCEWithLogitsLoss()), 'must be floats of shape (8, 3), got (8, 3) int64 on cpu; pass y.float()'),
+    'one score for cross_entropy': (lambda: fit(y=COLUMN, n_out=1), 'cross_entropy of one score is always 0'),
+    'labels for two binary scores': (
+        lambda: fit(y=Y, loss=F.binary_cross_entropy_with_logits, n_out=2), 'must be floats of shape (8, 2), got (8,)'),
+    'labels from 1 in a loss of your own': (
+        lambda: fit(y=Y+1, loss=lambda p,y: F.cross_entropy(p, y)*2), 'Labels must be from 0 to 2'),
     'a batch of one before batch norm': (
         lambda: fit(X[:1], Y[:1], model=nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36))), 'drop_last=True'),
     'an empty loader': (lambda: TrainLearner(toy_model(), DataLoaders([], []), F.cross_entropy).fit(1),
@@ -77,14 +105,19 @@ MISTAKES = {
                           'pass DeviceCB() in cbs'),
     'all is frozen': (lambda: fit(model=nn.Sequential(nn.Flatten(), nn.Linear(36,3)).requires_grad_(False)),
                       'All parameters are frozen'),
+    'get_loss that returns the loss': (lambda: fit(cls=Returns), 'get_loss must set learn.loss, got None'),
+    'a penalty for each weight': (lambda: fit(cls=Penalty), 'The loss must be a tensor with one number'),
     'a loss for each item': (lambda: fit(loss=partial(F.cross_entropy, reduction='none')), 'one number'),
     'a class of losses': (lambda: fit(loss=nn.CrossEntropyLoss), 'pass an object, CrossEntropyLoss()'),
     'logits for BCELoss': (lambda: fit(y=torch.rand(8,3), loss=nn.BCELoss()), 'pass BCEWithLogitsLoss()'),
-    'the wrong loss': (lambda: fit(loss=F.mse_loss, y=torch.randn(5,1)), 'loss_func mse_loss does not fit'),
+    'the wrong loss': (lambda: fit(loss=F.mse_loss, y=torch.randn(5,1)), 'Targets of mse_loss must be floats of shape (8, 3), got (5, 1)'),
     # the learner
     'no training step': (lambda: fit(cls=Learner), 'pass TrainCB() in cbs, or use TrainLearner'),
     'an optimizer for opt_func': (lambda: toy(opt_func=opt), 'opt_func must be a function of parameters and lr'),
     'a rate in the place of train': (lambda: toy().fit(1, .1), 'did you mean lr=0.1?'),
+    'a rate of 1 in the place of train': (lambda: toy().fit(1, 1), 'did you mean lr=1?'),
+    'callbacks in the place of lr': (
+        lambda: TrainLearner(toy_model(), toy_dls(), F.cross_entropy, [MetricsCB()]).fit(1), 'lr is [<miniai'),
     'half an epoch': (lambda: toy().fit(.5), 'n_epochs must be a whole number'),
     'a list of rates for one group': (lambda: toy(opt_func=optim.AdamW).fit(1, lr=[.1,.2]), 'pass opt_func=grouped_opt(...)'),
     'a part of another model': (lambda: fit(cbs=TrainOnlyCB(nn.Linear(2,2))), 'pass modules of the model to TrainOnlyCB'),
@@ -113,6 +146,7 @@ MISTAKES = {
     'an event without the learner': (lambda: toy(cbs=NoLearn()).fit(1), 'Events are called with the learner'),
     'a transform of images for batches': (lambda: fit(cbs=BatchTransformCB(RandFlip())),
                                           'partial(tfm_batch, tfm_x=f) gives f the images alone'),
+    'a class of transforms': (lambda: BatchTransformCB(RandFlip), 'pass an object, RandFlip()'),
     'a misspelled event': (lambda: toy(cbs=event('after_bacth')).fit(1), 'did you mean after_batch?'),
     "Lightning's event": (lambda: toy(cbs=event('on_train_epoch_end')).fit(1), 'did you mean after_epoch?'),
     "Keras's event": (lambda: toy(cbs=event('on_epoch_begin')).fit(1), 'did you mean before_epoch?'),
@@ -123,15 +157,21 @@ MISTAKES = {
     # metrics
     'the name of a metric': (lambda: MetricsCB('accuracy'), 'A metric must have update, compute and reset'),
     'two metrics of one name': (lambda: MetricsCB(Accuracy(), Accuracy()), 'pass them by name'),
+    'a metric called loss': (lambda: MetricsCB(loss=Accuracy()), 'Two metrics are called loss'),
+    'a metric that returns a matrix': (
+        lambda: fit(cbs=MetricsCB(counts=Matrix())), 'The metric counts must compute numbers, got (3, 3) float32'),
+    'a metric of one target that gets two': (
+        lambda: fit(y=(Y,Y), loss=lambda p,y,z: F.cross_entropy(p, y), cbs=MetricsCB(Accuracy())), 'lambda preds, *targs:'),
     'accuracy of numbers': (lambda: fit(y=COLUMN, loss=F.mse_loss, n_out=1, cbs=MetricsCB(Accuracy())),
                             'Accuracy must get scores of shape'),
 }
 
 @pytest.mark.parametrize('f', [
     lambda: fit(loss=lambda p,y: nothing), lambda: fit(y=COLUMN, loss=lambda p,y: p.no_such_name()),
-    lambda: fit(model=nn.Sequential(TwoInputs()))])
+    lambda: fit(loss=lambda p,y: F.cross_entropy(p, y)+1/0), lambda: fit(X.byte(), model=Typo(36,3)),
+    lambda: fit(y=(Y,Y), model=Attention()), lambda: fit(model=nn.Sequential(TwoInputs()))])
 def test_what_is_not_blamed(f):
-    assert not any(o in said(f) for o in ('loss_func','n_inp','Labels','Targets'))
+    assert not any(o in said(f) for o in ('loss_func','n_inp','Labels','Targets','Inputs must'))
 
 def said(f):
     "The error that `f` raises with its notes, and the warnings before it"

@@ -53,7 +53,7 @@ def test_model_and_batch_on_different_devices():
 def test_loss_func_that_does_not_fit():
     learn = toy()
     learn.loss_func = F.mse_loss
-    assert 'loss_func mse_loss does not fit' in notes(learn)
+    assert 'Targets of mse_loss must be floats of shape (8, 3)' in notes(learn)
     assert 'predictions (8, 3) float32' in notes(learn)
     learn.loss_func = None
     assert 'loss_func None does not fit' in notes(learn, TypeError)
