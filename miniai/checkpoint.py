@@ -108,7 +108,7 @@ class CheckpointCB(Callback):
     order = -1000
     skip_dry_run = True
     def __init__(self,
-        path, # The file
+        path:str|Path, # The file
         restart=False, # Start again, and overwrite an old file after the first epoch?
         **identity # What else must be the same to resume, such as data=digest(splits)
     ):
@@ -184,7 +184,7 @@ class _WatchCB(Callback):
     skip_dry_run = True
     def __init__(self,
         col='valid_loss', # A column of the history
-        lower:bool=None # Is lower better? None goes by the metric, or its name
+        lower:bool|None=None # Is lower better? None goes by the metric, or its name
     ):
         self.col = col
         self.lower = lower
@@ -221,7 +221,7 @@ class EarlyStopCB(_WatchCB):
     def __init__(self,
         col='valid_loss', # A column of the history
         patience=3, # How many epochs to wait for a better one
-        lower:bool=None # Is lower better? As in `SaveBestCB`
+        lower:bool|None=None # Is lower better? As in `SaveBestCB`
     ):
         super().__init__(col, lower)
         self.patience = patience

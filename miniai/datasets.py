@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from functools import partial, wraps
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Sampler, default_collate
 from .core import check_whole, to_device
@@ -206,7 +207,8 @@ def _seed_or_new(seed): return torch.randint(2**32, ()).item() if seed is None e
 
 class TensorLoader:
     "Yield batches of the tensors `x` and `y` on their device; bytes become floats in [0,1]"
-    def __init__(self, x, y, batch_size, shuffle=False, drop_last=False, seed=None):
+    def __init__(self, x:torch.Tensor, y:torch.Tensor, batch_size:int, shuffle=False,
+                 drop_last=False, seed:int|None=None):
         check_whole(batch_size=batch_size)
         if len(x)!=len(y):
             raise ValueError(f'x and y must match in length, got {len(x)} and {len(y)}.')
@@ -245,7 +247,7 @@ def fashion_tensors(
         splits[k] = to_device(xy, device)
     return splits
 
-def hold_out(splits, n, seed=0)->dict:
+def hold_out(splits:Mapping, n:int, seed=0)->dict:
     "Move `n` random images of `splits['train']` to the split `valid`"
     x,y = splits['train']
     check_whole(n=n)
@@ -302,9 +304,15 @@ def _features(ds)->dict: # Column name to feature; empty if there are none
     features = getattr(ds, 'features', None)
     return features if isinstance(features, Mapping) else {}
 
-def _vocab(splits): # Names of the first `ClassLabel` column, or None
-    for f in _features(next(iter(splits.values()))).values():
-        if hasattr(f, 'names'): return f.names
+def _vocab(splits): # Names of the classes, which must be the same in each split, or None
+    found = []
+    for ds in splits.values():
+        columns = [f.names for f in _features(ds).values() if hasattr(f, 'names')]
+        found += columns[:1]
+    if any(names!=found[0] for names in found):
+        raise ValueError('Splits must have the same classes in the same order, got '
+                         f'{found!r:.200}; load them together with one load_dataset.')
+    return found[0] if found else None
 
 def _column(features, kind)->str: # Name of the only column of a kind
     found = [k for k,f in features.items() if isinstance(f, kind)]
@@ -341,7 +349,7 @@ def _encoded(dd, **kwargs)->tuple: # Splits of encoded images, and a function th
     return res,partial(_decode, image=image, **kwargs)
 
 def image_tensors(
-    dd, # `DatasetDict` as `load_dataset` returns it
+    dd:Mapping, # `DatasetDict` as `load_dataset` returns it
     size=None, # Height and width, a number or a pair; None keeps the size
     mode=None, # `RGB`, or `L` for gray; None keeps gray images gray and turns others into RGB
     device=None, # None is `def_device`
@@ -368,15 +376,16 @@ class _StreamLoader(DataLoader):
 
 class DataLoaders:
     "The loaders for a `Learner`, with class names in `vocab`, and how images were resized"
-    def __init__(self, train=None, valid=None, test=None, vocab=None, resize='crop'):
+    def __init__(self, train:Any=None, valid:Any=None, test:Any=None, vocab:Any=None,
+                 resize='crop'):
         self.train,self.valid,self.test = train,valid,test
         self.vocab = vocab
         self.resize = resize
 
     @classmethod
     def from_dd(cls,
-        dd, # `DatasetDict`, or a dict of datasets whose rows are dicts or tuples
-        batch_size, # Number of rows in a batch
+        dd:Mapping, # `DatasetDict`, or a dict of datasets whose rows are dicts or tuples
+        batch_size:int, # Number of rows in a batch
         as_tuple=True, # Make tuples of rows that are dicts?
         drop_last=False, # Drop an incomplete last training batch?
         seed=None, # Seed of the order; None draws one from torch's global generator
@@ -412,7 +421,8 @@ class DataLoaders:
         return cls(**dls, vocab=_vocab(splits), resize=resize)
 
     @classmethod
-    def from_tensors(cls, splits, batch_size, drop_last=False, seed=None, vocab=None):
+    def from_tensors(cls, splits:Mapping, batch_size:int, drop_last=False, seed:int|None=None,
+                     vocab:list|None=None):
         "Make loaders from `splits` of tensors, as `fashion_tensors` returns them"
         seed = _seed_or_new(seed)
         dls = {}

@@ -8,7 +8,7 @@ __all__ = ['act_gr', 'GeneralRelu', 'conv', 'init_weights', 'lsuv_init', 'Normal
 # %% ../nbs/11_init.ipynb #e9fe371b
 import copy, math
 import torch, torch.nn.functional as F
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from torch import nn
 from .activations import Hook, Hooks
@@ -30,7 +30,7 @@ class GeneralRelu(nn.Module):
 act_gr = partial(GeneralRelu, leak=.1, sub=.4)
 
 # %% ../nbs/11_init.ipynb #d8859c88
-def conv(ni, nf, ks=3, stride=2, act=nn.ReLU, norm=None, bias=None):
+def conv(ni:int, nf:int, ks=3, stride=2, act:Callable|None=nn.ReLU, norm=None, bias=None):
     "Make a convolution, then `norm` and `act`; by default with a bias only if there is no `norm`"
     if ks%2==0: raise ValueError(f'ks must be odd, got {ks}; pass {ks-1} or {ks+1}.')
     if bias is None: bias = not norm

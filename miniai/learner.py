@@ -18,7 +18,7 @@ import fastcore.all as fc
 import numpy as np
 import torch
 import torch.nn.functional as F
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fastcore.basics import patch
 from functools import wraps
 from operator import attrgetter, length_hint
@@ -98,10 +98,10 @@ class Learner:
     def __init__(self,
         model:torch.nn.Module,
         dls, # `DataLoaders`, or anything with a `train` and a `valid` loader
-        loss_func=F.mse_loss, # Called with predictions and targets, returns one number
-        lr=.1,
+        loss_func:Callable=F.mse_loss, # Called with predictions and targets, returns one number
+        lr:float|list=.1, # A list has a rate for each parameter group
         cbs=None, # A callback or several
-        opt_func=torch.optim.SGD, # Called with the parameters and `lr`
+        opt_func:Callable=torch.optim.SGD, # Called with the parameters and `lr`
         n_inp:int=1 # How many items of a batch are the model's inputs
     ):
         check_object(loss_func)
@@ -127,8 +127,8 @@ class Learner:
         train:bool=True, # False only evaluates: model and random states don't change
         valid:bool=True,
         cbs=None, # More callbacks, for this fit alone
-        lr=None # A learning rate for this fit alone
-    ):
+        lr:float|list|None=None # A learning rate for this fit alone
+    )->None:
         "Train and validate for `n_epochs` epochs"
         check_fit_args(self, n_epochs, train, valid)
         if n_epochs==0: return
@@ -446,7 +446,7 @@ class MetricsCB(Callback):
         self.row = {}
         self.trained = 0  # epochs of earlier fits
         self.model = None  # of the last fit
-        self.start = None  # of the pass under way
+        self.start = None  # of the pass that is not measured yet
     def _add(self, nm, m):
         if nm in ('loss', 'seconds', *self.metrics):
             raise ValueError(f'Two metrics are called {nm}; pass them by name, MetricsCB(one=...).')
@@ -500,8 +500,8 @@ class MetricsCB(Callback):
                                  "pass prefix='...' to MetricCollection.")
             self.row |= columns
         self.row[f'{kind}_seconds'] = time.perf_counter()-self.start
-    def cleanup_epoch(self, learn):
         self.start = None
+    def cleanup_epoch(self, learn):
         more_to_come = learn.training and learn.does_valid
         if not more_to_come: self._log(learn)
     def cleanup_fit(self, learn):

@@ -16,11 +16,12 @@ import torch
 from collections.abc import Iterator, Mapping
 from fastcore.basics import patch
 from operator import attrgetter
+from pathlib import Path
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
-from .core import call_with, map_batch, show_image, show_images, split_batch
-from .core import tensors, to_cpu
+from .core import call_with, check_whole, map_batch, show_image, show_images
+from .core import split_batch, tensors, to_cpu
 from .datasets import DataLoaders, TensorLoader, image_pixels
 from .init import BatchTransformCB
 from .learner import Callback, CancelBatchException, Learner, no_trace
@@ -44,8 +45,8 @@ def _mistakes(learn, preds, targs): # A table whose index counts the rows of the
     return table[wrong].sort_values('probability', ascending=False)
 
 def plot_mistakes(
-    learn,
-    n:int=16,
+    learn:Learner,
+    n=16,
     dl=None, # A loader; None takes the one for validation
 ):
     "Show the `n` wrong predictions that the model was most confident about, if there are any"
@@ -61,8 +62,8 @@ def plot_mistakes(
 
 # %% ../nbs/15_predict.ipynb #e5
 def mistakes(
-    learn,
-    n:int=None, # How many; None takes all
+    learn:Learner,
+    n:int|None=None, # How many; None takes all
     dl=None, # A loader; None takes the one for validation
 )->pd.DataFrame: # Its index counts the rows as the loader gave them
     "List the wrong predictions, the most confident ones first"
@@ -120,7 +121,7 @@ def _example(learn): # A validation batch, of a single row if possible
         dl = DataLoader(dl.dataset, collate_fn=dl.collate_fn)
     with no_trace(learn, train=False): return next(iter(dl))
 
-def _picture_args(learn, batch): # Arguments of `_pixels`, for images like those in `batch`
+def _size_and_mode(batch): # Of the images in a batch
     x = tensors(batch)[0]
     low,high = x.float().aminmax()
     channels = x.shape[1] if x.ndim==4 else None
@@ -129,8 +130,16 @@ def _picture_args(learn, batch): # Arguments of `_pixels`, for images like those
         raise ValueError('The images in dls.valid must be (n,c,h,w) and from 0 to 1 to read a '
                          f'picture, got {describe(x)} from {low:.3g} to {high:.3g}; '
                          'pass a tensor like them.')
-    resize = getattr(learn.dls, 'resize', 'crop')
-    return dict(size=tuple(x.shape[2:]), mode=mode, resize=resize)
+    return tuple(x.shape[2:]), mode
+
+def _picture_args(learn): # Arguments of `_pixels`, for images like those in dls.valid
+    dl = getattr(learn.dls, 'valid', None)
+    found = getattr(learn, 'pictures', None)  # reads a loader once
+    if dl is None or not found or found[0] is not dl:
+        found = dl,*_size_and_mode(_example(learn))
+        learn.pictures = found
+    _,size,mode = found
+    return dict(size=size, mode=mode, resize=getattr(learn.dls, 'resize', 'crop'))
 
 def _pixels(im, size, mode, resize): # The picture `im` as bytes (c,h,w)
     from torchvision.transforms.functional import to_pil_image
@@ -142,11 +151,14 @@ def _pixels(im, size, mode, resize): # The picture `im` as bytes (c,h,w)
     if not isinstance(im, Image.Image) or im.mode[0] in 'IF':
         raise ValueError('A picture must be a path, or a PIL image or array of 8-bit channels, '
                          f'got {im!r:.80}; pass a tensor (c,h,w) from 0 to 1.')
-    return image_pixels(im, size, mode, resize)
+    try: return image_pixels(im, size, mode, resize)
+    except OSError as e:
+        e.add_note(f"The picture was {getattr(im, 'filename', im)}.")
+        raise
 
 def _as_loader(data, learn): # A loader of `data`, with dummy targets
     if isinstance(data, (str, os.PathLike, Image.Image, np.ndarray)):
-        data = _pixels(data, **_picture_args(learn, _example(learn)))
+        data = _pixels(data, **_picture_args(learn))
     if not isinstance(data, torch.Tensor): return data
     if data.ndim==3: data = data[None]
     return TensorLoader(data, torch.zeros(len(data)), 256)
@@ -193,16 +205,21 @@ class Classifier:
 
     def _image(self, o): # `o` as a tensor (c,h,w), bytes as floats from 0 to 1
         if not isinstance(o, torch.Tensor): o = _pixels(o, self.size, self.mode, self.resize)
-        return o/255 if o.dtype==torch.uint8 else o
+        if o.dtype==torch.uint8: return o/255
+        if self.mode and o.max()>1:
+            raise ValueError(f'An image must be from 0 to 1, got {o.max():.3g}; pass x/255.')
+        return o
 
     def classify(self,
         data, # A path, PIL image, array (h,w,c) of bytes or tensor (c,h,w); a list or batch of them
-    )->tuple: # Name and probability of the likeliest class; for several images a list of these
+    )->tuple|list: # Name and probability of the likeliest class; for several images a list of these
         "Predict what an image shows"
+        if isinstance(data, Iterator): data = list(data)  # such as path.glob('*.png')
         several = isinstance(data, (list,tuple)) or getattr(data, 'ndim', 0)==4
         images = [self._image(o) for o in (data if several else [data])]
         if not images: return []
-        with torch.no_grad(): scores = tensors(self.model(torch.stack(images)))[0]
+        batches = torch.stack(images).split(256)
+        with torch.no_grad(): scores = torch.cat([tensors(self.model(x))[0] for x in batches])
         if scores.ndim!=2 or scores.shape[1]<2:
             raise ValueError('The model must give two or more scores for an image, got shape '
                              f'{tuple(scores.shape)}; use get_preds.')
@@ -211,16 +228,23 @@ class Classifier:
         answers = [(names[i], p) for i,p in zip(best.tolist(), probs.tolist())]
         return answers if several else answers[0]
 
+def _allows_several(loss_func): # Is it a binary loss, as for several labels?
+    nm = getattr(loss_func, '__name__', type(loss_func).__name__).lower()
+    return 'binary' in nm or 'bce' in nm
+
 @patch
 def classify(
     self:Learner,
     data, # A path, PIL image, array (h,w,c) of bytes or tensor (c,h,w); a list or batch of them
-)->tuple: # Name and probability of the likeliest class; for several images a list of these
+)->tuple|list: # Name and probability of the likeliest class; for several images a list of these
     "Predict what an image shows"
-    if isinstance(data, Iterator): data = list(data)  # such as path.glob('*.png')
+    if _allows_several(self.loss_func):
+        raise ValueError('classify gives each image one class, but loss_func allows several; '
+                         'use get_preds(data).sigmoid().')
+    if isinstance(data, Iterator): data = list(data)
     items = data if isinstance(data, (list,tuple)) else [data]
     no_pictures = all(isinstance(o, torch.Tensor) for o in items)
-    kw = {} if no_pictures else _picture_args(self, _example(self))
+    kw = {} if no_pictures else _picture_args(self)
     vocab = getattr(self.dls, 'vocab', None)
     return Classifier(self.get_preds, vocab, **kw).classify(data)
 
@@ -242,6 +266,7 @@ class _Program(nn.Module): # A model with the transforms of its batches
 def _zeros(t): return torch.zeros(2, *t.shape[1:], dtype=t.dtype)  # a size of 1 would be fixed
 
 def _cpu_program(learn, batch, dynamic): # Model and transforms, as torch.export makes it
+    check_whole(dynamic=[*dynamic])
     batch = map_batch(_zeros, batch)
     names = None
     if isinstance(batch, Mapping):
@@ -261,7 +286,7 @@ def _cpu_program(learn, batch, dynamic): # Model and transforms, as torch.export
 @patch
 def export(
     self:Learner,
-    path:str, # A .pt2 file for `load_classifier` and `torch.export.load`, or .onnx
+    path:str|Path, # A .pt2 file for `load_classifier` and `torch.export.load`, or .onnx
     dynamic=(), # Dimensions that may vary besides 0, the batch: (1,) is the length of a text
 ):
     "Save model and validation transforms as a standalone program, for batches of any size"
@@ -271,11 +296,11 @@ def export(
         torch.onnx.export(program, f=path, external_data=False, verbose=False)
         return
     about = dict(vocab=getattr(self.dls, 'vocab', None))
-    with contextlib.suppress(ValueError): about |= _picture_args(self, batch) | dict(scale=(0,1))
+    with contextlib.suppress(ValueError): about |= _picture_args(self) | dict(scale=(0,1))
     torch.export.save(program, path, extra_files={'miniai.json': json.dumps(about)})
 
 def load_classifier(
-    path:str, # A file from `Learner.export`; loading it can run code, so trust its source
+    path:str|Path, # A file from `Learner.export`; loading it can run code, so trust its source
 )->Classifier:
     "Load a classifier from an exported program, without loaders or the model's code"
     files = {'miniai.json': '{}'}

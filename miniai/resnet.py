@@ -9,6 +9,7 @@ __all__ = ['resnet', 'SummaryRow', 'base_model', 'conv_model', 'ResBlock', 'get_
 import math
 import torch
 from collections import Counter, OrderedDict, namedtuple
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from fastcore.basics import is_iter, patch
 from functools import partial
@@ -37,7 +38,8 @@ def conv_model():
 # %% ../nbs/13_resnet.ipynb #d973814c
 class ResBlock(nn.Module):
     "Two convolutions plus a shortcut; with `zero_norm` it starts as the identity"
-    def __init__(self, ni, nf, stride=1, ks=3, act=act_gr, norm=nn.BatchNorm2d, zero_norm=False):
+    def __init__(self, ni:int, nf:int, stride=1, ks=3, act:Callable|None=act_gr,
+                 norm:Callable|None=nn.BatchNorm2d, zero_norm=False):
         super().__init__()
         conv1 = conv(ni, nf, ks, 1, act, norm)
         conv2 = conv(nf, nf, ks, stride, None, norm)
@@ -60,17 +62,17 @@ def _last_grid(size, n): # Height and width after `n` blocks; all but the first 
     return math.ceil(h/shrink), math.ceil(w/shrink)
 
 def get_model(
-    act=act_gr, # Makes an activation
-    nfs=(8,16,32,64,128,256), # Output channels of each block
-    norm=nn.BatchNorm2d, # Makes a norm
+    act:Callable|None=act_gr, # Makes an activation
+    nfs:Sequence[int]=(8,16,32,64,128,256), # Output channels of each block
+    norm:Callable|None=nn.BatchNorm2d, # Makes a norm
     ni=1, # Input channels
     n_out=10, # Number of scores
-    size=28, # Height and width of the input: one number or two
+    size:int|tuple=28, # Height and width of the input: one number or two
     ks=3, # Kernel size of the first block
-    block=ResBlock, # Makes a block; it is called as `ResBlock` is
+    block:Callable=ResBlock, # Makes a block; it is called as `ResBlock` is
     stem=None, # Makes the first block; None takes `block`
     extra=None, # Output channels of one more block, with stride 1
-    pool=nn.Flatten, # Makes the layer that turns the last grid into features
+    pool:Callable=nn.Flatten, # Makes the layer that turns the last grid into features
     drop=0., # Fraction of the features that dropout sets to zero
 )->nn.Sequential: # From (n,ni,*size) to (n,n_out)
     "Make a block that keeps the grid, blocks that halve it, pooling, a linear layer and a norm"

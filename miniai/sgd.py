@@ -181,9 +181,9 @@ def _default_getters(learn):
 @fc.delegates(OneCycle)
 def fit_one_cycle(self:Learner,
     n_epochs:int,
-    lr=None, # As `fit` takes it; each parameter group peaks at its own rate
+    lr:float|list|None=None, # As `fit` takes it; each parameter group peaks at its own rate
     cbs=None,
-    total_steps=None, # Training batches of all epochs, for a loader without a length
+    total_steps:int|None=None, # Training batches of all epochs, for a loader without a length
     **kwargs # Passed on to `OneCycle`
 ):
     "Fit with a `OneCycle` that peaks at the learning rate"

@@ -462,6 +462,7 @@ xv,yv = x[:37],y[:37]  # batches of 12, and a last one with a single item
 
 SCRIPT = HEAD+"""
 from torch.distributed.fsdp import fully_shard
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 class Stream(IterableDataset):
     def __iter__(self): return iter(zip(x, y))
@@ -527,7 +528,8 @@ fsdp.lr_find(show=False)
 res['split'] = before==weights(fsdp), len(fsdp.capture_preds()[0])
 try: save_safely(fsdp.model.state_dict(), f'{sys.argv[1]}/{n}-{i}.pt')
 except TypeError as e: res['save'] = str(e)
-run('torchmetrics', cbs=[MetricsCB(MulticlassAccuracy(3, average='micro'))])
+micro = MulticlassAccuracy(3, average='micro')
+run('torchmetrics', cbs=[MetricsCB(micro, both=MetricCollection(dict(collected=micro.clone())))])
 run('dry_runs', cbs=[DryRuns()])
 
 bn = run('batchnorm', bn=True, cbs=[EMACB(.5)])
@@ -609,6 +611,18 @@ TrainLearner(model, dls, F.cross_entropy, cbs=[acc, Fails()]).fit(1)
     out = output(p)
     assert p.returncode!=0 and 'ValueError: one is enough' in out
 
+@pytest.mark.parametrize('dls, msg', [
+    ("DataLoaders([(x[i::2],y[i::2])], [(xv,yv)])", 'All processes must read the same batch'),
+    ("DataLoaders([(x[:1],y[:1])], [(xv,yv)])", 'an item for each of the 2 processes, got 1')])
+def test_batches_that_cannot_be_divided_are_refused(tmp_path, dls, msg):
+    pytest.importorskip('accelerate')
+    p = launch(tmp_path, HEAD+f"""
+model = nn.Sequential(nn.Flatten(), nn.Linear(16,3))
+TrainLearner(model, {dls}, F.cross_entropy, cbs=acc).fit(1)
+""", 2)
+    out = output(p)
+    assert p.returncode!=0 and msg in out
+
 def page_losses(folder, command, n):
     "The numbers of the rows; each of `n` processes says that it joined, and one prints the rows"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -678,6 +692,7 @@ def test_mixed_precision_lets_a_plain_learner_step_once(cb):
     learn = Learner(model, toy_dls(4, 32), F.cross_entropy, .05, cbs)
     assert same(want, weights(fit(learn))) and len(learn.cbs)==2
 
+@pytest.mark.filterwarnings('ignore:OneCycle took')
 def test_benchmarks_still_run(tmp_path, monkeypatch, capsys):
     "The parts that use the library, in short; miniai's loop computes what the bare one does"
     monkeypatch.syspath_prepend(Path(__file__).parent.parent/'benchmarks')

@@ -498,6 +498,24 @@ def test_the_metric_says_what_is_better(higher, nm, best):
     assert (fitted(SaveBestCB(col)).model[0].weight==best).all()
     assert len(fitted(EarlyStopCB(col, patience=1)).history)==(3 if best==3 else 2)
 
+class Scores(dict):
+    "A collection, as torchmetrics has it; each column goes by its own metric"
+    def update(self, preds, targs): pass
+    def reset(self): pass
+    def compute(self): return dict(mae=1., f1=torch.tensor([1.,2.]))
+
+@pytest.mark.parametrize('col, best', [('valid_mae',3), ('valid_f1_1',1)])
+def test_a_metric_of_a_collection_says_what_is_better(col, best):
+    metrics = MetricsCB(all=Scores(mae=Score(False), f1=Score(True)))
+    learn = toy(cbs=[metrics, Plays([3.,2.,1.], col), SaveBestCB(col)])
+    learn.fit(3)
+    assert (learn.model[0].weight==best).all()
+
+@pytest.mark.parametrize('nm', ['inaccuracy','accumulated_cost','glossiness'])
+def test_only_whole_words_say_what_is_better(nm):
+    with pytest.raises(ValueError, match=f'for valid_{nm}, got None'):
+        toy(cbs=[MetricsCB(**{nm: Score(None)}), SaveBestCB(f'valid_{nm}')]).fit(1)
+
 watchers = pytest.mark.parametrize('cb', [SaveBestCB, EarlyStopCB])
 
 @watchers

@@ -378,6 +378,34 @@ def test_what_gives_other_numbers(dls):
     s = TrainLearner(model2(), dls, F.cross_entropy, cbs=DeviceCB('cpu')).summary()
     assert f'{s.macs/1e6:.1f} M MACs' in PAGE
 
+def test_progress_keeps_what_a_subclass_draws(dls):
+    class Graph(ProgressCB):
+        def after_batch(self, learn):
+            if not hasattr(self.mbar, 'graph'): self.mbar.graph = []
+            self.mbar.graph.append(learn.iter)
+        def after_fit(self, learn): self.drawn = self.mbar.graph
+    cb = Graph()
+    TrainLearner(residual(), dls, F.cross_entropy, cbs=[DeviceCB('cpu'), MetricsCB(), cb]).fit(1)
+    assert cb.drawn[0]==0
+
+def test_the_mean_loss_of_a_pass_can_be_read_after_it(dls):
+    class Reads(Callback):
+        order = 10
+        losses = ()
+        def after_epoch(self, learn): self.losses += (learn.metrics.loss.compute().item(),)
+    cb = Reads()
+    learn = TrainLearner(residual(), dls, F.cross_entropy, cbs=[DeviceCB('cpu'), MetricsCB(), cb])
+    learn.fit(1)
+    row = learn.history[0]
+    assert cb.losses==(row['train_loss'], row['valid_loss'])
+    assert learn.metrics.loss.compute().item()==row['valid_loss']
+
+def test_a_finder_of_rates_as_a_callback_waits_while_the_fit_validates(dls):
+    cb = LRFinderCB()
+    learn = TrainLearner(residual(), dls, F.cross_entropy, cbs=[DeviceCB('cpu'), MetricsCB()])
+    learn.fit(2, cbs=cb)
+    assert len(cb.lrs)==2*len(dls.train)
+
 def test_between_two_fits(tds):
     "The page's own code: nothing of a dry run is left in the second fit"
     rows = []

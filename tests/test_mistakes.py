@@ -4,6 +4,7 @@ from functools import partial
 from PIL import Image
 from torch import nn, optim
 from torch.optim.lr_scheduler import OneCycleLR
+from datasets import ClassLabel, Dataset, Features, Image as ImageFeature
 from miniai.all import *
 from conftest import toy, toy_dls, toy_model
 
@@ -63,6 +64,20 @@ def torch_file():
         torch.save({'a': 1}, f'{d}/a.pt')
         load_safely(f'{d}/a.pt')
 
+def folders(**classes):
+    "A split for each keyword, of one picture for each of its classes"
+    im = Image.new('L', (6,6))
+    splits = {}
+    for k,names in classes.items():
+        features = Features(image=ImageFeature(), label=ClassLabel(names=names))
+        d = {'image': [im]*len(names), 'label': list(range(len(names)))}
+        splits[k] = Dataset.from_dict(d, features=features)
+    return splits
+
+def binary():
+    learn = TrainLearner(nn.Flatten(), DataLoaders(None, [(X,Y)]), F.binary_cross_entropy_with_logits)
+    learn.classify(X)
+
 def in_place_of(cb): return lambda: toy(cbs=cb)
 
 MISTAKES = {
@@ -119,12 +134,27 @@ MISTAKES = {
     'callbacks in the place of lr': (
         lambda: TrainLearner(toy_model(), toy_dls(), F.cross_entropy, [MetricsCB()]).fit(1), 'lr is [<miniai'),
     'half an epoch': (lambda: toy().fit(.5), 'n_epochs must be a whole number'),
+    'a part that was replaced': (
+        lambda: toy(opt_func=grouped_opt(optim.AdamW, nn.Linear(2,2))).fit(1), 'Parts must be modules of the model'),
+    'a schedule that is too long': (
+        lambda: toy(opt_func=optim.AdamW).fit_one_cycle(1, total_steps=70), 'steps, so it did not reach its end'),
+    'a direction in words': (
+        lambda: toy(cbs=[MetricsCB(mae=lambda p,y: p.mean()), SaveBestCB('valid_mae', 'min')]).fit(1),
+        "lower must be True or False for valid_mae, got 'min'"),
     'a list of rates for one group': (lambda: toy(opt_func=optim.AdamW).fit(1, lr=[.1,.2]), 'pass opt_func=grouped_opt(...)'),
     'a part of another model': (lambda: fit(cbs=TrainOnlyCB(nn.Linear(2,2))), 'pass modules of the model to TrainOnlyCB'),
     'a stream without a length': (lambda: flow().fit_one_cycle(1), 'pass total_steps=...'),
     'a file that is not there': (lambda: pictures().classify('no.png'), 'no.png'),
     'a picture without a validation loader': (
         lambda: TrainLearner(toy_model(), None, F.cross_entropy).classify(Image.new('L', (6,6))), 'pass DataLoaders('),
+    'splits loaded one by one': (
+        lambda: image_tensors(folders(train=['x','y','z'], valid=['y','z'])), "same classes in the same order"),
+    'several labels': (binary, 'use get_preds(data).sigmoid()'),
+    'names for fewer classes': (
+        lambda: Classifier(nn.Flatten().eval(), ['a','b']).classify(X), 'a name for each of the 36 scores, got 2'),
+    'pixels up to 255 for a classifier': (
+        lambda: Classifier(nn.Flatten().eval(), size=6, mode='L').classify(X*255), 'pass x/255'),
+    'a negative dimension': (lambda: pictures().export('no.pt2', dynamic=(-1,)), 'dynamic must be a whole number'),
     'one number is no class': (lambda: pictures(n_out=1).classify(X[0]), 'two or more scores'),
     'an ordinary file of torch': (lambda: torch_file(), 'torch.load(path, weights_only=True)'),
     'a precision misspelled': (lambda: MixedPrecision('half'), 'dtype must be one of'),

@@ -1,8 +1,9 @@
 "What is built, what is installed, and that the files which say the same thing agree"
-import ast, importlib, importlib.util, json, os, re, shutil, subprocess, sys
+import ast, pydoc, importlib, importlib.util, json, os, re, shutil, subprocess, sys
 import tarfile, tomllib, zipfile, pytest
 from collections import Counter
 from configparser import ConfigParser
+from operator import attrgetter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +99,15 @@ def test_modules_are_what_the_notebooks_export(checkout):
 
 # What an editor sees, which runs nothing
 
+@pytest.mark.parametrize('f, comment', [
+    ('Learner.fit', 'cbs=None, # More callbacks, for this fit alone'), ('resnet', 'ni=1, # Input channels'),
+    ('MetricsCB.__init__', '**named # Named by you'), ('DataLoaders.from_dd', 'sampler=None, # Order of'),
+    ('no_trace', 'train=True # Does anything'), ('Learner.export', 'dynamic=(), # Dimensions')])
+def test_help_shows_the_comments_beside_parameters(f, comment):
+    import miniai.all as mi
+    text = pydoc.render_doc(attrgetter(f)(mi), renderer=pydoc.plaintext)
+    assert text.count(comment)==1
+
 def test_the_stub_is_what_the_script_writes(tmp_path):
     run(sys.executable, ROOT/'tools/stubs.py', tmp_path/'learner.pyi')
     text = (tmp_path/'learner.pyi').read_text()
@@ -165,7 +175,8 @@ def test_imports_are_by_name_and_from_lower_numbers(mod):
 def test_all_gathers_every_name():
     "In the order of the notebooks, and no module redefines what another one has"
     import miniai.all
-    assert [*imports(ast.parse((ROOT/'miniai/all.py').read_text()))]==[(m, ['*']) for m in ORDER]
+    found = imports(ast.parse((ROOT/'miniai/all.py').read_text()))
+    assert [o for o in found if o[1]]==[(m, ['*']) for m in ORDER]
     mods = {m: importlib.import_module(f'miniai.{m}') for m in ORDER}
     names = Counter(nm for m in mods.values() for nm in m.__all__)
     assert not [nm for nm,n in names.items() if n>1]

@@ -149,8 +149,11 @@ def test_classify_a_pil_image_with_any_loader(dl):
 def test_classify_reads_one_image_of_the_loader():
     learn,rows = color_learner(),Rows()
     learn.dls = DataLoaders(None, DataLoader(rows, 20))
-    learn.classify(Image.new('RGB', (50,40)))
+    for _ in range(3): learn.classify(Image.new('RGB', (50,40)))
     assert rows.n_read==1
+    learn.dls.valid = DataLoader(rows, 10)
+    learn.classify(Image.new('RGB', (50,40)))
+    assert rows.n_read==2
 
 def test_classify_tensors_and_without_names():
     learn,x = color_learner(vocab=[]),images((3,9,14))

@@ -2,6 +2,7 @@
 import gc, inspect, io, json, math, weakref
 import numpy as np, pytest, torch, torch.nn.functional as F
 from fastcore import test as ft
+from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -412,11 +413,11 @@ def test_a_wrong_number_of_rates(lr):
     with pytest.raises(ValueError, match='lr must be one number or 2, one for each group, got'):
         parted(lr).fit(1)
 
-def test_parts_with_nothing_in_them_make_no_group():
+def test_each_part_is_of_the_model_and_makes_a_group():
     model = toy_model()
     whole = grouped_opt(optim.SGD, model[:4], model[4:])(model.parameters(), [.1,.2])
     assert [len(g['params']) for g in whole.param_groups]==[4,6]
-    with pytest.raises(ValueError, match='lr must be one number or 1'):
+    with pytest.raises(ValueError, match='Parts must be modules of the model, without overlap'):
         grouped_opt(optim.SGD, nn.Linear(2,2))(model.parameters(), [.1,.2])
 
 def values(learn): return {k: v.clone() for k,v in learn.model.state_dict().items()}
@@ -463,6 +464,25 @@ def test_frozen_parameters_learn_again_after_an_error(event, order):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError): learn.fit(1, cbs=[cb, Raises(event, ZeroDivisionError(), order=order)])
         assert all(p.requires_grad for p in learn.model.parameters())
+
+class Variance(nn.Module):
+    "A norm that keeps a running variance alone, as timm's EvoNorm does"
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('running_var', torch.ones(6))
+    def forward(self, x):
+        if self.training: self.running_var.lerp_(x.detach().var(0), .1)
+        return x/self.running_var.sqrt()
+
+@pytest.mark.parametrize('exc', [None, ZeroDivisionError(), KeyboardInterrupt()])
+def test_norms_of_any_kind_are_frozen_and_all_modes_agree_afterwards(exc):
+    learn = learner(opt_func=optim.SGD)
+    learn.model[4] = nn.Sequential(nn.Linear(6,6), Variance())
+    before = values(learn)
+    cbs = [TrainOnlyCB(learn.model[6])] + ([Raises('after_backward', exc)] if exc else [])
+    with pytest.raises(type(exc)) if exc else nullcontext(): learn.fit(1, valid=False, cbs=cbs)
+    assert changed(learn, before) <= {'6.weight','6.bias'}
+    assert {m.training for m in learn.model.modules()}=={True}
 
 def test_dry_runs_of_a_part():
     "They change nothing, and inside a fit they leave the rest frozen"

@@ -2,15 +2,26 @@
 
     python tools/stubs.py [file]
 
-It holds the public part of learner.py, without bodies. `make export` runs it."""
+It holds the public part of learner.py, without bodies, with the comments beside
+parameters in the docstrings. `make export` runs it."""
 import ast, re, sys
 from pathlib import Path
 from textwrap import indent
 
 package = Path(__file__).parent.parent/'miniai'
 files = sorted(package.glob('*.py'), key=lambda f: (f.stem=='learner', f.stem))
-trees = {f.stem: ast.parse(f.read_text(encoding='utf-8')) for f in files}
+sources = {f.stem: f.read_text(encoding='utf-8') for f in files}
+trees = {nm: ast.parse(text) for nm,text in sources.items()}
 named = {o.name: o for tree in trees.values() for o in tree.body if hasattr(o, 'name')}
+
+def add_comments(tree, lines):
+    "Keep with each function the lines of its parameters that have a comment"
+    for f in ast.walk(tree):
+        if not isinstance(f, ast.FunctionDef): continue
+        head = lines[f.lineno-1:f.body[0].lineno-1]
+        f.comments = [line.strip() for line in head if ' # ' in line]
+
+for nm,tree in trees.items(): add_comments(tree, sources[nm].splitlines())
 
 def is_public(name): return name.startswith('__') or not name.startswith('_')
 def decorators(f): return ' '.join(ast.unparse(d) for d in f.decorator_list)
@@ -33,7 +44,10 @@ def delegated(f):
 
 def definition(head, o, lines=()):
     "`head`, the first line of the docstring, and `lines`"
-    docs = [repr(l) for l in (ast.get_docstring(o) or '').split('\n')[:1] if l]
+    doc = (ast.get_docstring(o) or '').split('\n')[0]
+    comments = '\n'.join(getattr(o, 'comments', ()))
+    doc = '\n\n'.join(filter(None, [doc, comments]))
+    docs = [repr(doc)] if doc else []
     return head + '\n' + indent('\n'.join([*docs, *lines] or ['...']), '    ')
 
 def signature(f):
@@ -43,7 +57,10 @@ def signature(f):
     args = re.sub(r'^self: \w+', 'self', ast.unparse(f.args))
     if more: args = args.replace('**kwargs', ', '.join(star + more))
     args = re.sub(r'(: [^=,]+?)(?: \| None)?=None', r'\1 | None=None', args)
-    returns = f' -> {ast.unparse(f.returns)}' if f.returns else ''
+    gives = [o for o in ast.walk(f) if isinstance(o, (ast.Yield,ast.Return)) and o.value]
+    returns = ''
+    if f.returns: returns = f' -> {ast.unparse(f.returns)}'
+    elif not gives: returns = ' -> None'
     said = decorators(f).replace('patch(as_prop=True)', 'property')
     kept = re.findall(r'property|classmethod|staticmethod|contextmanager', said)
     head = [f'@{d}' for d in kept] + [f'def {f.name}({args}){returns}:']
