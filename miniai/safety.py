@@ -127,20 +127,17 @@ def _hint_numbers(learn, e, loss):
                 f'got {describe(loss.y)}; pass y.float(), y[:,None].float() for a model '
                 'with one output, or a different loss_func.')
 
-def _hint_label_column(learn, e, loss):
-    if _takes_labels(loss) and len(loss.shape)==2 and loss.y.shape==(loss.shape[0], 1):
-        return f'Labels must have shape (n,), got {tuple(loss.y.shape)}; pass y[:,0].'
-
-def _hint_label_dtype(learn, e, loss):
-    one_hot = loss.y.shape==loss.shape
-    not_whole = loss.y.shape==loss.shape[:1]+loss.shape[2:] and loss.y.dtype!=torch.int64
-    if _takes_labels(loss) and len(loss.shape)>1 and (one_hot or not_whole):
-        return (f'Labels must be class numbers of dtype int64, got {describe(loss.y)}; '
-                'pass y.long(), or y.argmax(1) for one-hot labels.')
+def _hint_labels(learn, e, loss):
+    shape = loss.shape[:1]+loss.shape[2:]
+    if not _takes_labels(loss) or len(loss.shape)<2: return
+    if loss.y.shape!=shape or loss.y.dtype!=torch.int64:
+        return (f'Labels must be class numbers of shape {shape} and dtype int64, '
+                f'got {describe(loss.y)}; pass y.long(), y[:,0] for a column, '
+                'or y.argmax(1) for one-hot labels.')
 
 def _hint_label_range(learn, e, loss):
-    n = loss.shape[1] if len(loss.shape)>1 else 0
-    if not _takes_labels(loss) or not n or not loss.y.numel(): return
+    if not _takes_labels(loss) or len(loss.shape)<2 or not loss.y.numel(): return
+    n = loss.shape[1]
     if not 0<=loss.y.min()<=loss.y.max()<n:
         return (f'Labels must be from 0 to {n-1} for {n} outputs, '
                 f'got {loss.y.min()} to {loss.y.max()}.')
@@ -151,8 +148,8 @@ def _hint_loss_func(learn, e, loss):
             'pass Learner one that does.')
 
 _loss_hints = (
-    _hint_device, _hint_several_targets, _hint_logits, _hint_numbers, _hint_label_column,
-    _hint_label_dtype, _hint_label_range, _hint_loss_func)
+    _hint_device, _hint_several_targets, _hint_logits, _hint_numbers, _hint_labels,
+    _hint_label_range, _hint_loss_func)
 
 def _hint_frozen(learn, e, loss):
     if not any(p.requires_grad for p in learn.model.parameters()):

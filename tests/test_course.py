@@ -366,6 +366,9 @@ def test_what_is_not_here(): assert not [nm for nm in ('fit','accuracy','report'
 
 def test_what_gives_other_numbers(dls):
     assert sum(p.numel() for p in resnet().parameters())==1_227_900 and '1,227,900' in PAGE
+    assert isinstance(ResBlock(1, 8).convs.conv1[1], nn.BatchNorm2d) and len(ResBlock(1, 8, norm=None).convs.conv1)==2
+    assert get_model(nfs=(8,16,32,64)).stem.convs.conv1[0].weight.shape[:2]==(8,1)
+    assert 'multiclass_accuracy' in MetricsCB(MulticlassAccuracy()).metrics
     assert conv(1, 8, norm=norm)[0].bias is None and conv(1, 8)[0].bias is not None
     assert any(isinstance(m, ResBlock) for m in get_model().modules())
     assert not any(isinstance(m, ResBlock) for m in conv_model().modules())

@@ -93,7 +93,7 @@ MISTAKES = {
     'labels from 1': (lambda: fit(y=Y+1), 'Labels must be from 0 to 2 for 3 outputs, got 1 to 3'),
     'float labels': (lambda: fit(y=Y.float()), 'pass y.long()'),
     'int32 labels': (lambda: fit(y=Y.int()), 'pass y.long()'),
-    'labels in a column': (lambda: fit(y=Y[:,None]), 'Labels must have shape (n,), got (8, 1); pass y[:,0]'),
+    'labels in a column': (lambda: fit(y=Y[:,None]), 'of shape (8,) and dtype int64, got (8, 1) int64 on cpu; pass y.long(), y[:,0] for a column'),
     'one-hot labels': (lambda: fit(y=F.one_hot(Y)), 'y.argmax(1) for one-hot labels'),
     'a row of targets for a column of scores': (
         lambda: fit(y=Y.float(), loss=F.binary_cross_entropy_with_logits, n_out=1),

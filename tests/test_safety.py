@@ -75,7 +75,7 @@ def normed(): return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36))
     (flat, (X*255).byte(), Y, 'got torch.uint8'), (flat, X.double(), Y, 'got torch.float64'),
     (flat, X.permute(0,2,3,1), Y, 'channels-last'),
     (flat, X, Y+1, 'Labels must be from 0 to 2 for 3 outputs, got 1 to 3'),
-    (flat, X, Y.float(), 'class numbers of dtype int64'),
+    (flat, X, Y.float(), 'class numbers of shape (8,) and dtype int64'),
     (frozen, X, Y, 'All parameters are frozen'), (normed, X[:1], Y[:1], 'drop_last=True')])
 def test_remedies(model, x, y, hint):
     learn = TrainLearner(model(), DataLoaders([(x,y)], [(x,y)]), F.cross_entropy)
