@@ -15,6 +15,7 @@ import os
 import tempfile
 import pandas as pd
 import torch
+from collections.abc import Mapping
 from pathlib import Path
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from .core import map_batch, random_state, set_random_state, tensors, to_device
@@ -162,8 +163,9 @@ def _metric_of(learn, nm):
     "Return the metric of a column, which may be in a collection, or compute one for each class"
     metrics = dict(learn.metrics.metrics)
     for m in learn.metrics.metrics.values():
-        if hasattr(m, 'items'): metrics |= dict(m.items())
-    return metrics.get(nm) or metrics.get(nm.rpartition('_')[0])
+        if isinstance(m, (Mapping,torch.nn.ModuleDict)): metrics |= dict(m.items())
+    base,_,i = nm.rpartition('_')
+    return metrics.get(nm) or i.isdigit() and metrics.get(base)
 
 def _is_lower_better(learn, col, lower):
     "Decide by the argument, or the metric, or else the words of the name"

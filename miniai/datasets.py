@@ -305,14 +305,17 @@ def _features(ds)->dict: # Column name to feature; empty if there are none
     return features if isinstance(features, Mapping) else {}
 
 def _vocab(splits): # Names of the classes, which must be the same in each split, or None
-    found = []
+    first = _features(next(iter(splits.values())))
+    column = next((k for k,f in first.items() if hasattr(f, 'names')), None)
+    if column is None: return
+    names = first[column].names
     for ds in splits.values():
-        columns = [f.names for f in _features(ds).values() if hasattr(f, 'names')]
-        found += columns[:1]
-    if any(names!=found[0] for names in found):
-        raise ValueError('Splits must have the same classes in the same order, got '
-                         f'{found!r:.200}; load them together with one load_dataset.')
-    return found[0] if found else None
+        others = getattr(_features(ds).get(column), 'names', names)
+        if others!=names:
+            raise ValueError('Splits must have the same classes in the same order, got '
+                             f'{names!r:.80} and {others!r:.80}; '
+                             'load them together with one load_dataset.')
+    return names
 
 def _column(features, kind)->str: # Name of the only column of a kind
     found = [k for k,f in features.items() if isinstance(f, kind)]

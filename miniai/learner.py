@@ -24,7 +24,7 @@ from functools import wraps
 from operator import attrgetter, length_hint
 from tqdm import tqdm
 from .core import call_with, def_device, get_grid, map_batch, split_batch
-from .core import subplots, tensors, to_cpu, to_device
+from .core import subplots, tensors, to_device
 from .safety import check_fit, check_fit_args, check_object, check_opt_func, check_pass
 from .safety import describe, event_names, explained, instances, keep_attrs, keep_grads
 from .safety import keep_modes, keep_optimizer, keep_random_state, keep_weights, note_event
@@ -418,16 +418,16 @@ def _as_metric(m):
 
 def _columns(nm, v)->dict:
     "Return the numbers in `v`, computed by the metric `nm`, by column name"
-    if isinstance(v, Mapping):
-        columns = {}
-        for k,o in v.items(): columns |= _columns(k, o)
-        return columns
-    vals = np.asarray(to_cpu(v))
-    if vals.ndim>1:
+    if getattr(v, 'ndim', 0)>1:
         raise ValueError(f'The metric {nm} must compute numbers, got {describe(v)}; '
                          'plot_confusion(learn) draws a confusion matrix.')
-    if vals.size==1: return {nm: vals.item()}
-    return {f'{nm}_{i}': o for i,o in enumerate(vals.tolist())}
+    if isinstance(v, Mapping): named = v.items()
+    elif isinstance(v, (list,tuple)) or math.prod(getattr(v, 'shape', ()))>1:
+        named = [(f'{nm}_{i}', o) for i,o in enumerate(v)]
+    else: return {nm: v.item() if hasattr(v, 'item') else v}
+    columns = {}
+    for k,o in named: columns |= _columns(k, o)
+    return columns
 
 # %% ../nbs/09_learner.ipynb #c9
 class MetricsCB(Callback):

@@ -13,6 +13,7 @@ import numpy as np
 import os
 import pandas as pd
 import torch
+import warnings
 from collections.abc import Iterator, Mapping
 from fastcore.basics import patch
 from operator import attrgetter
@@ -20,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
+from weakref import WeakKeyDictionary
 from .core import call_with, check_whole, map_batch, show_image, show_images
 from .core import split_batch, tensors, to_cpu
 from .datasets import DataLoaders, TensorLoader, image_pixels
@@ -132,13 +134,15 @@ def _size_and_mode(batch): # Of the images in a batch
                          'pass a tensor like them.')
     return tuple(x.shape[2:]), mode
 
+_read = WeakKeyDictionary()
+
 def _picture_args(learn): # Arguments of `_pixels`, for images like those in dls.valid
     dl = getattr(learn.dls, 'valid', None)
-    found = getattr(learn, 'pictures', None)  # reads a loader once
-    if dl is None or not found or found[0] is not dl:
-        found = dl,*_size_and_mode(_example(learn))
-        learn.pictures = found
-    _,size,mode = found
+    known = _read.get(learn, (None,None))  # a loader is read once after each fit
+    if dl is None or known[0] is not dl or known[1] is not learn.opt:
+        known = dl, learn.opt, *_size_and_mode(_example(learn))
+        _read[learn] = known
+    _,_,size,mode = known
     return dict(size=size, mode=mode, resize=getattr(learn.dls, 'resize', 'crop'))
 
 def _pixels(im, size, mode, resize): # The picture `im` as bytes (c,h,w)
@@ -206,7 +210,7 @@ class Classifier:
     def _image(self, o): # `o` as a tensor (c,h,w), bytes as floats from 0 to 1
         if not isinstance(o, torch.Tensor): o = _pixels(o, self.size, self.mode, self.resize)
         if o.dtype==torch.uint8: return o/255
-        if self.mode and o.max()>1:
+        if self.mode and o.max()>2:  # resizing may exceed 1 a little
             raise ValueError(f'An image must be from 0 to 1, got {o.max():.3g}; pass x/255.')
         return o
 
@@ -229,7 +233,8 @@ class Classifier:
         return answers if several else answers[0]
 
 def _allows_several(loss_func): # Is it a binary loss, as for several labels?
-    nm = getattr(loss_func, '__name__', type(loss_func).__name__).lower()
+    func = getattr(loss_func, 'func', loss_func)  # of a partial
+    nm = getattr(func, '__name__', type(func).__name__).lower()
     return 'binary' in nm or 'bce' in nm
 
 @patch
@@ -239,8 +244,8 @@ def classify(
 )->tuple|list: # Name and probability of the likeliest class; for several images a list of these
     "Predict what an image shows"
     if _allows_several(self.loss_func):
-        raise ValueError('classify gives each image one class, but loss_func allows several; '
-                         'use get_preds(data).sigmoid().')
+        warnings.warn('classify gives each image one class, and loss_func may allow several; '
+                      'for these use get_preds(data).sigmoid().')
     if isinstance(data, Iterator): data = list(data)
     items = data if isinstance(data, (list,tuple)) else [data]
     no_pictures = all(isinstance(o, torch.Tensor) for o in items)
@@ -266,7 +271,7 @@ class _Program(nn.Module): # A model with the transforms of its batches
 def _zeros(t): return torch.zeros(2, *t.shape[1:], dtype=t.dtype)  # a size of 1 would be fixed
 
 def _cpu_program(learn, batch, dynamic): # Model and transforms, as torch.export makes it
-    check_whole(dynamic=[*dynamic])
+    check_whole(0, dynamic=[*dynamic])
     batch = map_batch(_zeros, batch)
     names = None
     if isinstance(batch, Mapping):

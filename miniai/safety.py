@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from collections import namedtuple
 from collections.abc import Iterable, Mapping
+from functools import partial
 from torch.nn.parameter import is_lazy
 from torch.utils.data import SequentialSampler
 from .core import call_with, check_whole, random_state, set_random_state, tensors
@@ -66,7 +67,7 @@ def _hint_device(learn, e, loss):
 def _hint_not_tensors(learn, e, loss):
     items = learn.xb.values() if isinstance(learn.xb, Mapping) else learn.xb
     odd = [type(o).__name__ for o in items if not isinstance(o, torch.Tensor)]
-    if odd:
+    if odd and isinstance(e, (TypeError,AttributeError)):
         return (f"Inputs must be tensors, got {', '.join(odd)}; pass torch.as_tensor(x), "
                 "or dd.with_format('torch') for a dataset with columns of lists.")
 
@@ -76,7 +77,7 @@ def _hint_batch_of_one(learn, e, loss):
 
 def _hint_channels_last(learn, e, loss):
     x = _first(learn.xb)
-    if 'channels' in str(e) and x.ndim==4 and x.shape[3]<=4<x.shape[2]:
+    if x.ndim==4 and x.shape[3]<=4 and f'to have {x.shape[3]} channels' in str(e):
         return (f'Inputs must be (n,c,h,w), got {tuple(x.shape)}, which looks channels-last; '
                 'pass x.permute(0,3,1,2).')
 
@@ -90,13 +91,13 @@ def _hint_input_dtype(learn, e, loss):
 
 def _hint_n_inp(learn, e, loss):
     n = learn.n_inp
-    about_model = str(e).startswith(f'{type(learn.model).__qualname__}.')  # not a module in it
+    about_model = str(e).startswith(learn.model.forward.__qualname__)  # not a module in it
     if about_model and 'missing' in str(e) and len(learn.batch)>n+1:  # and leaves a target
         return f'The model got n_inp={n} items; pass n_inp={n+1} if it takes more.'
 
 _model_hints = (
-    _hint_device, _hint_not_tensors, _hint_batch_of_one, _hint_channels_last, _hint_input_dtype,
-    _hint_n_inp)
+    _hint_device, _hint_batch_of_one, _hint_channels_last, _hint_input_dtype, _hint_n_inp,
+    _hint_not_tensors)
 
 # %% ../nbs/08_safety.ipynb #safe0017
 _Loss = namedtuple('_Loss', 'name shape y')  # with the shape of the predictions
@@ -107,7 +108,7 @@ def _loss_call(frames):
         args = frame.f_locals
         if frame.f_globals is vars(F) and 'input' in args and 'target' in args:
             shape = tuple(getattr(args['input'], 'shape', ()))
-            return _Loss(frame.f_code.co_name, shape, _first(args['target']))
+            return _Loss(frame.f_code.co_name, shape, args['target'])
 
 def _takes_labels(loss): return loss.name in ('cross_entropy','nll_loss')
 
@@ -117,11 +118,15 @@ def _hint_several_targets(learn, e, loss):
         return (f'loss_func got {n} targets; '
                 f'if the first is an input of the model, pass n_inp={learn.n_inp+1}.')
 
+def _hint_target_type(learn, e, loss):
+    if not isinstance(loss.y, torch.Tensor):
+        return f'Targets must be tensors, got {type(loss.y).__name__}; pass torch.as_tensor(y).'
+
 def _hint_logits(learn, e, loss):
     if 'between 0 and 1' in str(e): return 'For logits, pass BCEWithLogitsLoss() in its place.'
 
 def _hint_numbers(learn, e, loss):
-    if _takes_labels(loss) or not loss.shape: return
+    if _takes_labels(loss) or 'margin' in loss.name or not loss.shape: return
     if loss.y.shape!=loss.shape or not loss.y.is_floating_point():
         return (f'Targets of {loss.name} must be floats of shape {loss.shape}, '
                 f'got {describe(loss.y)}; pass y.float(), y[:,None].float() for a model '
@@ -131,8 +136,8 @@ def _hint_labels(learn, e, loss):
     shape = loss.shape[:1]+loss.shape[2:]
     if not _takes_labels(loss) or len(loss.shape)<2: return
     if loss.y.shape!=shape or loss.y.dtype!=torch.int64:
-        return (f'Labels must be class numbers of shape {shape} and dtype int64, '
-                f'got {describe(loss.y)}; pass y.long(), y[:,0] for a column, '
+        return (f'For predictions {loss.shape}, labels must be class numbers of shape {shape} '
+                f'and dtype int64, got {describe(loss.y)}; pass y.long(), y[:,0] for a column, '
                 'or y.argmax(1) for one-hot labels.')
 
 def _hint_label_range(learn, e, loss):
@@ -143,13 +148,12 @@ def _hint_label_range(learn, e, loss):
                 f'got {loss.y.min()} to {loss.y.max()}.')
 
 def _hint_loss_func(learn, e, loss):
-    nm = loss.name if loss else getattr(learn.loss_func, '__name__', learn.loss_func)
+    nm = loss.name if loss else getattr(learn.loss_func, '__name__', repr(learn.loss_func))
     return (f'loss_func {nm} does not fit these predictions and targets; '
             'pass Learner one that does.')
 
 _loss_hints = (
-    _hint_device, _hint_several_targets, _hint_logits, _hint_numbers, _hint_labels,
-    _hint_label_range, _hint_loss_func)
+    _hint_target_type, _hint_logits, _hint_numbers, _hint_labels, _hint_label_range)
 
 def _hint_frozen(learn, e, loss):
     if not any(p.requires_grad for p in learn.model.parameters()):
@@ -165,17 +169,23 @@ def _hint_scalar_loss(learn, e, loss):
 _backward_hints = _hint_frozen, _hint_scalar_loss
 
 # %% ../nbs/08_safety.ipynb #safe0019
+def _package(frame): return frame.f_globals.get('__name__', '').split('.')[0]
+
 def find_hint(learn, e):
     "Return the likely remedy for the error `e`, or None"
     frames = [frame for frame,_ in traceback.walk_tb(e.__traceback__)]
-    package = frames[-1].f_globals.get('__name__', '').split('.')[0]
-    if package not in ('torch','miniai'): return  # raised in your own code
-    called = [frame.f_locals['f'] for frame in frames if frame.f_code is call_with.__code__]
-    loss = _loss_call(frames)
-    if loss: hints = _loss_hints
-    elif not called: hints = _backward_hints if learn.training else ()
-    elif called[0] is learn.loss_func: hints = _hint_several_targets, _hint_loss_func
-    else: hints = _model_hints
+    own_code = _package(frames[-1]) not in ('torch','miniai')
+    if own_code and not isinstance(e, RuntimeError): return  # such as a typo
+    calls = [i for i,frame in enumerate(frames) if frame.f_code is call_with.__code__]
+    loss = None
+    if any(frame.f_code.co_name=='get_loss' for frame in frames):
+        loss = _loss_call(frames)
+        hints = _loss_hints if loss else ()
+        inside = frames[calls[0]+1:] if calls else frames
+        if not inside or _package(inside[0])=='torch':  # no loss of your own
+            hints = _hint_device, _hint_several_targets, *hints, _hint_loss_func
+    elif calls: hints = _model_hints
+    else: hints = _backward_hints if learn.training else ()
     return next(filter(None, (hint(learn, e, loss) for hint in hints)), None)
 
 class explained:
@@ -224,7 +234,7 @@ def check_fit_args(learn, n_epochs, train, valid):
     "Raise an error if the arguments of `learn.fit` are wrong"
     check_whole(0, n_epochs=n_epochs)
     for nm,v in dict(train=train, valid=valid).items():
-        if not isinstance(v, bool):
+        if v not in (True,False) or type(v) in (int,float):
             raise TypeError(f'{nm} must be True or False, got {v!r}; did you mean lr={v!r}?')
     if train and learn.fitting:
         raise RuntimeError('A learner must not train inside its own fit; train another learner, '
@@ -269,7 +279,7 @@ def check_loaders(learn):
     needed = dict(train=learn.does_train, valid=learn.does_valid)
     for nm,is_needed in needed.items():
         if is_needed and getattr(learn.dls, nm, None) is None:
-            skip = f'{nm}=False to fit' if learn.does_train else 'a loader as dl='
+            skip = f'{nm}=False to fit' if learn.does_train else 'dl=loader where it is accepted'
             raise ValueError(f'dls must have a {nm} loader, got {learn.dls!r:.80}; '
                              f'pass DataLoaders(train, valid), or {skip}.')
 
@@ -293,7 +303,7 @@ def check_losses(learn):
                   f'batch {i}; lower the learning rate, and look for bad values in the data.')
 
 def _has_loss(learn, func, cls):
-    own = getattr(learn.loss_func, 'func', learn.loss_func)  # of a partial
+    own = learn.loss_func.func if isinstance(learn.loss_func, partial) else learn.loss_func
     is_loss = own is func or isinstance(own, cls)
     return is_loss and isinstance(learn.preds, torch.Tensor) and learn.preds.ndim>1
 

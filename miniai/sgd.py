@@ -113,7 +113,8 @@ class BaseSchedCB(Callback):
         if learn.does_train: self.schedo = self.sched(learn.opt)
     def after_fit(self, learn):
         sched = self.schedo
-        if learn.does_train and isinstance(sched, Schedule) and sched.t<sched.total_steps:
+        if not learn.does_train or not isinstance(sched, Schedule): return
+        if sched.t<.9*sched.total_steps:  # a few batches may be canceled
             warnings.warn(f'{type(sched).__name__} took {sched.t} of {sched.total_steps} steps, '
                           f'so it did not reach its end; {_count_steps}')
     def _step(self, learn):
@@ -216,9 +217,11 @@ def grouped_opt(
         group_of = {p: i for i,part in enumerate(parts, 1) for p in part.parameters()}
         groups = [[] for _ in range(len(parts)+1)]
         for p in params: groups[group_of.get(p, 0)].append(p)
-        if not all(groups[1:]):
-            raise ValueError(f'Parts must be modules of the model, without overlap, got {parts}.')
-        if not groups[0]: groups.pop(0)
+        for part,g in zip(parts, groups[1:]):
+            if not g and [*part.parameters()]:
+                raise ValueError('Parts must be modules of the model, without overlap, '
+                                 f'got {part!r:.80}.')
+        groups = [g for g in groups if g]
         n = len(groups)
         lrs = lr if fc.is_listy(lr) else [lr]*n
         if len(lrs)!=n:
@@ -243,7 +246,7 @@ class TrainOnlyCB(Callback):
 
     def before_epoch(self, learn):
         for m in {*learn.model.modules()} - {*self.parts.modules()}:
-            if hasattr(m, 'running_var'): m.eval()
+            if hasattr(m, 'running_mean') or hasattr(m, 'running_var'): m.eval()
     def cleanup_epoch(self, learn): learn.model.train(learn.training)
 
     def cleanup_fit(self, learn):

@@ -42,6 +42,19 @@ class Attention(nn.Module):
         self.attn = nn.MultiheadAttention(36, 1)
     def forward(self, x): return self.attn(x.flatten(1))
 
+class Auxiliary(nn.Sequential):
+    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(36,3))
+    def forward(self, x):
+        F.smooth_l1_loss(super().forward(x), x)
+
+class Listed(nn.Linear):
+    def __init__(self): super().__init__(35, 3)
+    def forward(self, xs): return super().forward(xs[0].flatten(1))
+
+class Functional(nn.Linear):
+    def __init__(self): super().__init__(36, 3)
+    def forward(self, x): return F.linear(x.flatten(1), self.weight) + x.flatten(1)@self.weight.T
+
 class Typo(nn.Linear):
     def forward(self, x): raise TypeError('no such type')
 
@@ -101,6 +114,16 @@ MISTAKES = {
     'whole numbers for a binary loss': (
         lambda: fit(y=F.one_hot(Y), loss=nn.BCEWithLogitsLoss()), 'must be floats of shape (8, 3), got (8, 3) int64 on cpu; pass y.float()'),
     'one score for cross_entropy': (lambda: fit(y=COLUMN, n_out=1), 'cross_entropy of one score is always 0'),
+    'double pixels in a forward of your own': (lambda: fit(X.double(), model=Functional()), 'pass x.to(torch.float32)'),
+    'a list of labels': (lambda: fit(y=Y.tolist()), 'Targets must be tensors, got list; pass torch.as_tensor(y)'),
+    'labels from 1 among two targets': (
+        lambda: fit(y=(Y+1,Y), loss=lambda p,y,z: F.cross_entropy(p, y)), 'Labels must be from 0 to 2'),
+    'labels from 1 for a margin': (
+        lambda: fit(y=Y+1, loss=nn.MultiMarginLoss()), 'loss_func multi_margin_loss does not fit'),
+    'the name of a loss': (lambda: fit(loss='cross_entropy'), "loss_func 'cross_entropy' does not fit"),
+    'scores in the last dimension': (
+        lambda: fit(y=torch.zeros(8,6).long(), model=nn.Sequential(nn.Flatten(1,2), nn.Linear(6,3))),
+        'For predictions (8, 6, 3), labels must be class numbers of shape (8, 3)'),
     'labels for two binary scores': (
         lambda: fit(y=Y, loss=F.binary_cross_entropy_with_logits, n_out=2), 'must be floats of shape (8, 2), got (8,)'),
     'labels from 1 in a loss of your own': (
@@ -199,7 +222,12 @@ MISTAKES = {
 @pytest.mark.parametrize('f', [
     lambda: fit(loss=lambda p,y: nothing), lambda: fit(y=COLUMN, loss=lambda p,y: p.no_such_name()),
     lambda: fit(loss=lambda p,y: F.cross_entropy(p, y)+1/0), lambda: fit(X.byte(), model=Typo(36,3)),
-    lambda: fit(y=(Y,Y), model=Attention()), lambda: fit(model=nn.Sequential(TwoInputs()))])
+    lambda: fit(y=(Y,Y), model=Attention()), lambda: fit(loss=lambda p,y: nn.Sequential()[3]),
+    lambda: fit(loss=lambda p,y: F.cross_entropy(p, y)+torch.einsum('ij,k->i', p, p[:2])),
+    lambda: fit(y=(Y,Y), loss=lambda p,y,z: F.cross_entropy(p, y), cbs=MetricsCB(ce=F.cross_entropy)),
+    lambda: fit(cbs=MetricsCB(l1=F.huber_loss)), lambda: fit(model=Auxiliary()),
+    lambda: fit(x=[X], model=Listed()),
+    lambda: fit(model=nn.Sequential(TwoInputs()))])
 def test_what_is_not_blamed(f):
     assert not any(o in said(f) for o in ('loss_func','n_inp','Labels','Targets','Inputs must'))
 

@@ -154,6 +154,9 @@ def test_classify_reads_one_image_of_the_loader():
     learn.dls.valid = DataLoader(rows, 10)
     learn.classify(Image.new('RGB', (50,40)))
     assert rows.n_read==2
+    learn.opt = object()  # as a fit makes a new one, after which the images may have another size
+    learn.classify(Image.new('RGB', (50,40)))
+    assert rows.n_read==3
 
 def test_classify_tensors_and_without_names():
     learn,x = color_learner(vocab=[]),images((3,9,14))

@@ -417,6 +417,8 @@ def test_each_part_is_of_the_model_and_makes_a_group():
     model = toy_model()
     whole = grouped_opt(optim.SGD, model[:4], model[4:])(model.parameters(), [.1,.2])
     assert [len(g['params']) for g in whole.param_groups]==[4,6]
+    each = grouped_opt(optim.SGD, *model)(model.parameters(), .1)  # some layers have no weights
+    assert len(each.param_groups)==sum(1 for m in model if [*m.parameters()])
     with pytest.raises(ValueError, match='Parts must be modules of the model, without overlap'):
         grouped_opt(optim.SGD, nn.Linear(2,2))(model.parameters(), [.1,.2])
 
