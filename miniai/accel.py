@@ -313,7 +313,7 @@ class AccelerateCB(Callback):
         elif learn.iter==0:
             for b in learn.model.buffers(): torch.distributed.broadcast(b, 0)
         if _is_shard(learn.dl): return
-        if learn.iter==0: self._check_first(learn)
+        if learn.iter==0: self._check_divisible(learn)
         if size<=self.i: raise CancelBatchException()
         learn.batch = map_batch(lambda t: t[self.i:size:self.n], learn.batch)
     def after_predict(self, learn): self._unwrap(learn)
@@ -327,7 +327,7 @@ class AccelerateCB(Callback):
         "Does this process see all items? With FSDP, all processes must validate together"
         if self.n==1 or learn.dry_run: return True
         return hasattr(learn.model, 'unshard') and not (learn.training or _is_shard(learn.dl))
-    def _check_first(self, learn):
+    def _check_divisible(self, learn):
         seen = [None]*self.n
         torch.distributed.all_gather_object(seen, digest(learn.yb or learn.batch))
         if len({*seen})>1:

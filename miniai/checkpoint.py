@@ -164,8 +164,9 @@ def _metric_of(learn, nm):
     metrics = dict(learn.metrics.metrics)
     for m in learn.metrics.metrics.values():
         if isinstance(m, (Mapping,torch.nn.ModuleDict)): metrics |= dict(m.items())
+    if nm in metrics: return metrics[nm]
     base,_,i = nm.rpartition('_')
-    return metrics.get(nm) or i.isdigit() and metrics.get(base)
+    return metrics.get(base) if i.isdigit() else None
 
 def _is_lower_better(learn, col, lower):
     "Decide by the argument, or the metric, or else the words of the name"

@@ -599,7 +599,7 @@ class ProgressCB(Callback):
         self.plot = plot
         self.mode = mode
         self.every = every
-        self.mbar = None
+        self.mbar = None  # the display, by its name in the course
 
     def before_fit(self, learn):
         self.mbar = _displays[self.mode or _find_mode()](learn.n_epochs)

@@ -27,7 +27,7 @@ from .core import split_batch, tensors, to_cpu
 from .datasets import DataLoaders, TensorLoader, image_pixels
 from .init import BatchTransformCB
 from .learner import Callback, CancelBatchException, Learner, no_trace
-from .safety import describe, instances
+from .safety import describe, instances, without_partial
 from .augment import drawable, join_batches
 
 # %% ../nbs/15_predict.ipynb #e2
@@ -134,14 +134,14 @@ def _size_and_mode(batch): # Of the images in a batch
                          'pass a tensor like them.')
     return tuple(x.shape[2:]), mode
 
-_read = WeakKeyDictionary()
+_pictures_of = WeakKeyDictionary()
 
 def _picture_args(learn): # Arguments of `_pixels`, for images like those in dls.valid
     dl = getattr(learn.dls, 'valid', None)
-    known = _read.get(learn, (None,None))  # a loader is read once after each fit
+    known = _pictures_of.get(learn, (None,None))  # a loader is read once after each fit
     if dl is None or known[0] is not dl or known[1] is not learn.opt:
         known = dl, learn.opt, *_size_and_mode(_example(learn))
-        _read[learn] = known
+        _pictures_of[learn] = known
     _,_,size,mode = known
     return dict(size=size, mode=mode, resize=getattr(learn.dls, 'resize', 'crop'))
 
@@ -233,7 +233,7 @@ class Classifier:
         return answers if several else answers[0]
 
 def _allows_several(loss_func): # Is it a binary loss, as for several labels?
-    func = getattr(loss_func, 'func', loss_func)  # of a partial
+    func = without_partial(loss_func)
     nm = getattr(func, '__name__', type(func).__name__).lower()
     return 'binary' in nm or 'bce' in nm
 

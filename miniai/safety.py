@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['step_names', 'event_names', 'describe', 'where', 'note_event', 'find_hint', 'explained', 'check_object',
            'check_opt_func', 'instances', 'check_fit_args', 'check_event_names', 'check_steps', 'check_swapped',
-           'check_loaders', 'check_fit', 'check_losses', 'check_log_probs', 'check_scores', 'check_pass', 'keep_attrs',
-           'keep_modes', 'keep_grads', 'keep_random_state', 'keep_weights', 'keep_optimizer', 'CtrlC', 'restoring']
+           'check_loaders', 'check_fit', 'check_losses', 'without_partial', 'check_log_probs', 'check_scores',
+           'check_pass', 'keep_attrs', 'keep_modes', 'keep_grads', 'keep_random_state', 'keep_weights',
+           'keep_optimizer', 'CtrlC', 'restoring']
 
 # %% ../nbs/08_safety.ipynb #safe0003
 import contextlib
@@ -91,7 +92,9 @@ def _hint_input_dtype(learn, e, loss):
 
 def _hint_n_inp(learn, e, loss):
     n = learn.n_inp
-    about_model = str(e).startswith(learn.model.forward.__qualname__)  # not a module in it
+    forward = getattr(learn.model, 'forward', learn.model)
+    name = getattr(forward, '__qualname__', type(learn.model).__name__)
+    about_model = str(e).startswith(name)  # and not about a module in it
     if about_model and 'missing' in str(e) and len(learn.batch)>n+1:  # and leaves a target
         return f'The model got n_inp={n} items; pass n_inp={n+1} if it takes more.'
 
@@ -234,7 +237,8 @@ def check_fit_args(learn, n_epochs, train, valid):
     "Raise an error if the arguments of `learn.fit` are wrong"
     check_whole(0, n_epochs=n_epochs)
     for nm,v in dict(train=train, valid=valid).items():
-        if v not in (True,False) or type(v) in (int,float):
+        is_number = type(v) in (int,float)  # 1 equals True
+        if is_number or v not in (True,False):
             raise TypeError(f'{nm} must be True or False, got {v!r}; did you mean lr={v!r}?')
     if train and learn.fitting:
         raise RuntimeError('A learner must not train inside its own fit; train another learner, '
@@ -279,9 +283,9 @@ def check_loaders(learn):
     needed = dict(train=learn.does_train, valid=learn.does_valid)
     for nm,is_needed in needed.items():
         if is_needed and getattr(learn.dls, nm, None) is None:
-            skip = f'{nm}=False to fit' if learn.does_train else 'dl=loader where it is accepted'
+            remedy = f'{nm}=False to fit' if learn.does_train else 'a loader as dl, where possible'
             raise ValueError(f'dls must have a {nm} loader, got {learn.dls!r:.80}; '
-                             f'pass DataLoaders(train, valid), or {skip}.')
+                             f'pass DataLoaders(train, valid), or {remedy}.')
 
 def check_fit(learn):
     "Check for mistakes before a fit"
@@ -302,8 +306,12 @@ def check_losses(learn):
     warnings.warn(f'The {_kind(learn)} loss is {losses[i].item()} in epoch {learn.epoch+1}, '
                   f'batch {i}; lower the learning rate, and look for bad values in the data.')
 
+def without_partial(f):
+    "Return the function of a `partial`; leave others as they are"
+    return f.func if isinstance(f, partial) else f
+
 def _has_loss(learn, func, cls):
-    own = learn.loss_func.func if isinstance(learn.loss_func, partial) else learn.loss_func
+    own = without_partial(learn.loss_func)
     is_loss = own is func or isinstance(own, cls)
     return is_loss and isinstance(learn.preds, torch.Tensor) and learn.preds.ndim>1
 

@@ -36,7 +36,7 @@ def momentum_key(opt):
         if key in opt.param_groups[0]: return key
 
 # %% ../nbs/12_sgd.ipynb #71bae49e
-_count_steps = 'pass total_steps=epochs*batches for BatchSchedCB, epochs for EpochSchedCB.'
+_steps_remedy = 'pass total_steps=epochs*batches for BatchSchedCB, epochs for EpochSchedCB.'
 
 class Schedule:
     "Move each group's rate, and momentum if given, through its values at the steps `points`"
@@ -56,7 +56,7 @@ class Schedule:
     def step(self):
         if self.t==self.total_steps:
             raise ValueError(f'{type(self).__name__} must take at most {self.t} steps, got more; '
-                             f'{_count_steps}')
+                             f'{_steps_remedy}')
         self._write(self.t+1)
 
     def _write(self, t):
@@ -116,7 +116,7 @@ class BaseSchedCB(Callback):
         if not learn.does_train or not isinstance(sched, Schedule): return
         if sched.t<.9*sched.total_steps:  # a few batches may be canceled
             warnings.warn(f'{type(sched).__name__} took {sched.t} of {sched.total_steps} steps, '
-                          f'so it did not reach its end; {_count_steps}')
+                          f'so it did not reach its end; {_steps_remedy}')
     def _step(self, learn):
         if learn.training: self.schedo.step()
     def state_dict(self): return self.schedo.state_dict()

@@ -55,6 +55,10 @@ class Functional(nn.Linear):
     def __init__(self): super().__init__(36, 3)
     def forward(self, x): return F.linear(x.flatten(1), self.weight) + x.flatten(1)@self.weight.T
 
+class Scripted(nn.Linear):
+    def __init__(self): super().__init__(36, 3)
+    def forward(self, x, scale): return (x*scale).flatten(1)
+
 class Typo(nn.Linear):
     def forward(self, x): raise TypeError('no such type')
 
@@ -138,6 +142,7 @@ MISTAKES = {
                            'pass DataLoaders(train, valid)'),
     # model and loss
     'two inputs': (lambda: fit(y=(X,Y), model=TwoInputs()), 'pass n_inp=2'),
+    'two inputs of a scripted model': (lambda: fit(y=(X,Y), model=torch.jit.script(Scripted())), 'missing value for argument'),
     'two inputs, one optional': (lambda: fit(y=(X,Y), model=TwoInputs(True)), 'pass n_inp=2'),
     'a model elsewhere': (lambda: fit(model=nn.Sequential(nn.Flatten(), nn.Linear(36,3)).to('meta')),
                           'pass DeviceCB() in cbs'),

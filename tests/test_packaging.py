@@ -175,8 +175,7 @@ def test_imports_are_by_name_and_from_lower_numbers(mod):
 def test_all_gathers_every_name():
     "In the order of the notebooks, and no module redefines what another one has"
     import miniai.all
-    found = imports(ast.parse((ROOT/'miniai/all.py').read_text()))
-    assert [o for o in found if o[1]]==[(m, ['*']) for m in ORDER]
+    assert [*imports(ast.parse((ROOT/'miniai/all.py').read_text()))]==[(m, ['*']) for m in ORDER]
     mods = {m: importlib.import_module(f'miniai.{m}') for m in ORDER}
     names = Counter(nm for m in mods.values() for nm in m.__all__)
     assert not [nm for nm,n in names.items() if n>1]

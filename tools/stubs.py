@@ -57,10 +57,10 @@ def signature(f):
     args = re.sub(r'^self: \w+', 'self', ast.unparse(f.args))
     if more: args = args.replace('**kwargs', ', '.join(star + more))
     args = re.sub(r'(: [^=,]+?)(?: \| None)?=None', r'\1 | None=None', args)
-    gives = [o for o in ast.walk(f) if isinstance(o, (ast.Yield,ast.Return)) and o.value]
+    values = [o for o in ast.walk(f) if isinstance(o, (ast.Yield,ast.Return)) and o.value]
     returns = ''
     if f.returns: returns = f' -> {ast.unparse(f.returns)}'
-    elif not gives: returns = ' -> None'
+    elif not values: returns = ' -> None'
     said = decorators(f).replace('patch(as_prop=True)', 'property')
     kept = re.findall(r'property|classmethod|staticmethod|contextmanager', said)
     head = [f'@{d}' for d in kept] + [f'def {f.name}({args}){returns}:']
